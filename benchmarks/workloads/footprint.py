@@ -1,0 +1,58 @@
+"""What importing a contender adds to a Django process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from ..contenders import CONTENDERS, Contender, Entry
+from ..measuring import NO_LOOP, Effort, Metric, NotMeasuredError
+from ..weigh import MODULES
+from .group import PEERS, Figures, Group
+
+
+class Footprint(Group):
+    """Import time and memory, in a process that has Django's ASGI side loaded already."""
+
+    name = "footprint"
+    title = "Import time and memory added to a Django process"
+    work = (
+        "A new process sets Django up and makes its ASGI application; then what a project uses of "
+        "the contender is imported. For this package that is the application in `INSTALLED_APPS`, "
+        "the lifespan wrapper and what `views.py` imports, and the memory is taken a second time "
+        "with 2 workers running, after the first call."
+    )
+    metrics = (
+        Metric("import", "import", "ms"),
+        Metric("memory", "memory", "MB"),
+        Metric("running", "memory with workers running", "MB"),
+    )
+    contenders = ("django", *PEERS)
+    quick = ("django",)
+    loops = (NO_LOOP,)
+
+    def refusal(self, entry: Entry) -> str | None:
+        return None
+
+    def cell(self, contender: str, loop: str, effort: Effort) -> Figures:
+        # In a process that has imported nothing of the harness: shared imports would be free.
+        if contender not in MODULES:
+            raise NotMeasuredError(f"nothing is known to import for {CONTENDERS[contender].title}")
+        answer = subprocess.run(
+            [sys.executable, "-m", "benchmarks.weigh", contender],
+            capture_output=True,
+            text=True,
+            timeout=self.timeout,
+            check=False,
+        )
+        if answer.returncode:
+            raise NotMeasuredError(answer.stderr.strip().rpartition("\n")[2])
+        figures: Figures = json.loads(answer.stdout)
+        return figures
+
+    async def measure(self, contender: Contender, effort: Effort) -> Figures:
+        raise NotImplementedError("imports are measured in a process of their own")
+
+
+GROUPS = (Footprint(),)

@@ -1,0 +1,1 @@
+"""What pools are made of: one module per backend, all behind the contract in ``base``."""

@@ -1,0 +1,518 @@
+"""A worker as the parent sees it, and the two ways of driving its socket.
+
+Whoever holds the worker's slot drives the socket: an event loop through a reader that stays
+registered on the loop that last used it, or a thread that blocks. One call at a time, so nothing
+here is locked but what the housekeeper touches as well (``_lock``: the process descriptor, who is
+registered, and whether the process has ended).
+
+Long because both ways share the state of one socket, and how they take turns is the difficult part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import select
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextvars import Context
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ...engine.line import GONE
+from ..base import Host, Worker
+from . import wire
+from .outbox import Outbox
+from .outcomes import decode
+from .system import has_ended
+
+if TYPE_CHECKING:
+    from ...engine.line import Call, Slot
+    from .pool import ProcessBackend
+
+__all__ = ["ProcessWorker"]
+
+HANG_UP_SECONDS = 0.5  # how long a worker may live on after closing its socket
+# After so many outcomes taken without leaving the caller's frame the loop gets a turn.
+EAGER_CALLS = 32
+_OUTCOMES = frozenset({wire.RESULT, wire.ERROR, wire.RESULT_PARTS, wire.RESULT_SHARED})
+
+
+class ProcessWorker(Worker):
+    """One worker process. Created when it is asked for; handed to the engine once it is ready."""
+
+    def __init__(self, backend: ProcessBackend, host: Host, slot: Slot, number: int) -> None:
+        self.slot = slot
+        self.number = number
+        self.ready = False
+        self.failure: str | None = None  # why it could not get ready, as it said itself
+        self.lost = False  # whether it died with its fork server
+        self.offence = ""  # why this process had to end it, other than by kill()
+        self.reader = wire.FrameReader()
+        self.channel, self.theirs = socket.socketpair()
+        self.channel.setblocking(False)
+        self.pidfd: int | None = None
+        self._backend = backend
+        self._host = host
+        self._fd = self.channel.fileno()
+        self._receive = self.channel.recv
+        self._send = self.channel.send
+        self._call: Call | None = None
+        self._home: asyncio.AbstractEventLoop | None = None
+        self._eager = 0
+        self._outbox = outbox = Outbox(self.channel, backend.max_shared_bytes)
+        self._unsent = outbox.unsent
+        self._call_taken = False  # the worker has said that it has received the call
+        self._kill_error: Callable[[], BaseException] | None = None
+        self._lock = threading.Lock()
+        self._readers: list[asyncio.AbstractEventLoop] = []
+        self._threads = 0  # that drive the socket, or have just driven it
+        self._ended = threading.Event()
+        self.status: int | None = None  # exit code or minus a signal, once _ended is set
+        self._hung_up = False
+
+    # -- life (housekeeper) ------------------------------------------------------------------------
+
+    def started(self, pid: int, pidfd: int | None) -> None:
+        """The process exists."""
+        self.pid = pid
+        with self._lock:
+            self.pidfd = pidfd
+
+    def ended(self, status: int | None) -> None:
+        """The kernel has reported the process gone: fail its call and close its socket."""
+        with self._lock:
+            if self.pidfd is not None:
+                os.close(self.pidfd)
+                self.pidfd = None
+            self.status = status
+            self._ended.set()
+            readers = list(self._readers)
+            if self._threads:
+                # Wakes the thread even while a process the worker had started holds its end.
+                self.channel.shutdown(socket.SHUT_RDWR)
+            elif not readers:
+                self._close()
+        for home in readers:
+            try:
+                home.call_soon_threadsafe(self._detach, home)
+            except RuntimeError:  # closed: its selector is gone, and so is its caller
+                self._forget(home)
+
+    def _close(self) -> None:
+        """Under the lock: nobody drives the socket any more."""
+        self.channel.close()
+        self._outbox.close()
+
+    def discard(self) -> None:
+        """After a fork, in the child: close this copy of the descriptors."""
+        self._close()
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+
+    def retire(self) -> None:
+        """See ``Worker.retire``: it leaves when its socket ends, or is killed a little later."""
+        try:
+            self.channel.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # it is gone already
+        self._backend.expect_end(self)
+
+    def kill(self, error: Callable[[], BaseException]) -> None:
+        """See ``Worker.kill``."""
+        self._kill_error = error
+        self.end()
+
+    def end(self) -> None:
+        """Kill the process, from any thread. What it had started dies with it."""
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self.killed = True
+            if self.pidfd is not None:
+                try:
+                    signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # dead, and its end is about to be reported
+                return
+        self._host.housekeeper.post(lambda: self._backend.kill_by_number(self.number))
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the kernel says that the process has ended, reported or not."""
+        with self._lock:
+            return self._ended.is_set() or (self.pidfd is not None and has_ended(self.pidfd))
+
+    def receive_frames(self) -> list[tuple[int, bytes | bytearray]] | None:
+        """Receive once; the frames that completes, or ``None`` at the end of the stream."""
+        if self.reader.wanted is None:
+            data = self.channel.recv(wire.RECEIVE)
+            return self.reader.feed(data) if data else None
+        count = self.channel.recv_into(self.reader.wanted)
+        if not count:
+            return None
+        frame = self.reader.filled(count)
+        return [] if frame is None else [frame]
+
+    # -- asyncio -----------------------------------------------------------------------------------
+
+    def begin(self, call: Call, home: asyncio.AbstractEventLoop, *, eager: bool) -> None:
+        """See ``Worker.begin``."""
+        if (self._home is not home and not self._attach(home)) or self._ended.is_set():
+            self._undelivered(call)
+            return
+        self._call = call
+        call.begun = monotonic()
+        if call.timeout is not None:
+            self._set_deadline(call)
+        payload = call.payload
+        try:
+            if type(payload) is bytes and not self._outbox.results_read:
+                sent = self._send(payload)
+                if sent != len(payload):
+                    self._unsent.append(memoryview(payload)[sent:])
+            else:
+                self._outbox.put(payload, in_thread=False)
+                self._outbox.flush()
+        except BlockingIOError:
+            self._unsent.append(memoryview(payload))
+        except OSError:
+            self._call = None
+            self._unsent.clear()
+            self._undelivered(call)
+            return
+        if self._unsent:
+            home.add_writer(self._fd, self._writable, home)
+        elif eager and self._eager < EAGER_CALLS:
+            self._eager += 1
+            self._take(home)
+
+    def _set_deadline(self, call: Call) -> None:
+        assert call.timeout is not None
+        self.deadline = deadline = call.begun + call.timeout
+        self._host.housekeeper.wake_by(deadline)
+
+    def _attach(self, home: asyncio.AbstractEventLoop) -> bool:
+        """Register the reader on ``home``; false if the process has ended."""
+        with self._lock:
+            if self._ended.is_set():
+                return False
+            self._home = home
+            registered = home in self._readers
+            if not registered:
+                self._readers = [loop for loop in self._readers if not loop.is_closed()]
+                self._readers.append(home)
+        if not registered:
+            home.add_reader(self._fd, self._readable, home)
+        return True
+
+    def _readable(self, home: asyncio.AbstractEventLoop) -> None:
+        call = self._call
+        if call is None or call.home is not home:
+            self._read_idle(home)
+            return
+        self._eager = 0
+        self._take(home)
+
+    def _read_idle(self, home: asyncio.AbstractEventLoop) -> None:
+        """There is something to read, and no call of ``home``'s runs."""
+        frames: list[tuple[int, bytes | bytearray]] | None = []
+        with self._lock:  # nobody else takes the worker over meanwhile
+            mine = self._home is home
+            if mine:
+                try:
+                    frames = self.receive_frames()
+                except BlockingIOError:
+                    return
+                except OSError:
+                    frames = None
+        if not mine:  # another loop or thread drives the worker now
+            home.remove_reader(self._fd)
+            self._forget(home)
+        elif frames is None:
+            self._hang_up(home, None)
+        else:
+            for kind, body in frames:
+                if kind == wire.LOG:  # of a thread that a function has left behind
+                    self.log(body, None)
+                else:
+                    self._interfered()
+
+    def _take(self, home: asyncio.AbstractEventLoop) -> None:
+        """Receive once, and handle the frames that completes."""
+        reader = self.reader
+        try:
+            if reader.wanted is not None:
+                count = self.channel.recv_into(reader.wanted)
+                frame = reader.filled(count) if count else None
+                if frame is not None:
+                    self._handle(home, *frame)
+                if count:
+                    return
+                data = b""
+            else:
+                data = self._receive(wire.RECEIVE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._hang_up(home, error)
+            return
+        if not data:
+            self._hang_up(home, None)
+            return
+        if not reader.rest and len(data) >= wire.HEADER_SIZE:
+            (head,) = wire.unpack_from(data)
+            if len(data) == wire.HEADER_SIZE + (head >> 8):
+                self._handle(home, head & wire.LARGEST_KIND, data[wire.HEADER_SIZE :])
+                return
+        for kind, body in reader.feed(data):
+            self._handle(home, kind, body)
+
+    def _handle(
+        self, home: asyncio.AbstractEventLoop | None, kind: int, body: bytes | bytearray
+    ) -> None:
+        call = self._call
+        if kind == wire.LOG:
+            self.log(body, call)
+            return
+        if self.offence:
+            return  # it is being killed, and what it says is not to be trusted
+        plain = kind & wire.PLAIN
+        if call is not None and kind == wire.NEED:
+            self._call_taken = True
+            self._offer(pickle.loads(body)[0])
+            return
+        if call is None or call.home is not home or plain not in _OUTCOMES:
+            self._interfered()
+            return
+        self._call = None
+        self._call_taken = False
+        self.deadline = None
+        if kind & wire.KEPT:
+            self._outbox.give_up_arguments()
+        if plain == wire.RESULT_SHARED and call.state != GONE:
+            # Before the worker may write to the segment again.
+            decode(call, plain, body, self._outbox.results)
+            self._outbox.results_read = True
+        following = self._host.call_ended(self, call, home, retiring=kind >= wire.RETIRING)
+        if following is not None:
+            assert home is not None
+            self.begin(following, home, eager=False)
+        elif kind >= wire.RETIRING:
+            self._backend.expect_end_soon(self)
+        if call.state != GONE:  # abandoned: nobody wants to know
+            if plain != wire.RESULT_SHARED:
+                decode(call, plain, body, None)
+            future = call.future
+            if future is not None and not future.done():
+                future.set_result(None)
+
+    def _interfered(self) -> None:
+        """Only a function that writes to descriptors it does not own can cause this."""
+        self.offence = "something wrote into its connection to this process"
+        self.end()
+
+    def _offer(self, size: int) -> None:
+        """The worker asks for shared memory for a result."""
+        try:
+            self._outbox.offer(size)
+        except OSError:
+            self._unsent.clear()  # the reader finds out what happened
+        if self._unsent:
+            self.offence = "it did not read what it had asked for"
+            self.end()
+
+    def _writable(self, home: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._outbox.flush()
+        except OSError:
+            self._unsent.clear()  # the reader finds out what happened
+        if not self._unsent:
+            home.remove_writer(self._fd)
+
+    def _hang_up(self, home: asyncio.AbstractEventLoop, error: OSError | None) -> None:
+        """The worker's end is closed. Its end as a process decides what becomes of the call."""
+        self._stop_io(home)
+        self._undelivered_by_reset(error)
+        if not self._ended.is_set():
+            self._backend.expect_end_now(self)
+
+    def _stop_io(self, home: asyncio.AbstractEventLoop) -> None:
+        self._hung_up = True
+        home.remove_reader(self._fd)
+        if self._unsent:
+            self._unsent.clear()
+            home.remove_writer(self._fd)
+
+    def _detach(self, home: asyncio.AbstractEventLoop) -> None:
+        """On ``home``: the process has ended; take what it still said, and let go of the socket."""
+        call = self._call
+        if call is not None and call.home is home:
+            while self._call is not None and not self._hung_up:
+                try:
+                    frames = self.receive_frames()
+                except BlockingIOError:
+                    break  # a process it had started holds the other end open
+                except OSError as error:
+                    self._undelivered_by_reset(error)
+                    break
+                if frames is None:
+                    break
+                for kind, body in frames:
+                    self._handle(home, kind, body)
+            self._stop_io(home)
+            call, self._call = self._call, None
+            if call is not None:
+                self._host.call_ended(self, call, home, retiring=True)
+                if call.state != GONE and call.error is None:
+                    call.error = self._death(call)
+                call.wake()
+        else:
+            home.remove_reader(self._fd)
+        self._forget(home)
+
+    def _forget(self, home: asyncio.AbstractEventLoop) -> None:
+        """``home`` no longer watches the socket; the last one to go closes it."""
+        with self._lock:
+            self._readers = [loop for loop in self._readers if loop is not home]
+            if self._ended.is_set() and not self._readers and not self._threads:
+                self._close()
+
+    def __del__(self) -> None:
+        # Of a loop that was closed before it ran ``_detach``; its selector referred to this. Any
+        # moment will do, since this takes no lock. The outbox is missing if __init__ failed.
+        if "_outbox" in self.__dict__:
+            self._close()
+
+    # -- blocking ----------------------------------------------------------------------------------
+
+    def run_blocking(self, call: Call) -> None:
+        """See ``Worker.run_blocking``. May be interrupted at any point; then the caller kills."""
+        with self._lock:
+            self._home = None
+            ended = self._ended.is_set()
+            self._threads += not ended
+        if ended:
+            self._undelivered(call)
+            return
+        self._call = call
+        try:
+            self._run_blocking(call)
+        finally:
+            # With its outcome the worker may have gone to another driver already.
+            if self._call is call:
+                self._call = None
+            with self._lock:
+                self._threads -= 1
+                if self._ended.is_set() and not self._readers and not self._threads:
+                    self._close()
+
+    def _run_blocking(self, call: Call) -> None:
+        call.begun = monotonic()
+        if call.timeout is not None:
+            self._set_deadline(call)
+        poller = select.poll()
+        poller.register(self._fd, select.POLLOUT)
+        self._outbox.put(call.payload, in_thread=True)
+        while self._unsent:
+            try:
+                self._outbox.flush()
+            except OSError:
+                self._unsent.clear()
+                if self._kill_error is not None:
+                    break  # the call has been given up
+                # Not all of it was sent, so the function cannot have begun.
+                self._call = None
+                self._undelivered(call)
+                return
+            if self._unsent:
+                poller.poll()
+        poller.modify(self._fd, select.POLLIN)
+        reader = self.reader
+        while self._call is call:
+            poller.poll()
+            try:
+                if reader.wanted is not None:
+                    count = self.channel.recv_into(reader.wanted)
+                    frame = reader.filled(count) if count else None
+                    if frame is not None:
+                        self._handle(None, *frame)
+                else:
+                    data = self._receive(wire.RECEIVE)
+                    count = len(data)
+                    for kind, body in reader.feed(data):
+                        self._handle(None, kind, body)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._undelivered_by_reset(error)
+                count = 0
+            if not count:
+                break
+        if self._call is not call:
+            return  # it has its outcome, or stands in line again
+        if not self._ended.is_set():
+            self._backend.expect_end_now(self)
+            self._ended.wait()
+        self._call = None
+        self._host.call_ended(self, call, None, retiring=True)
+        if call.error is None:
+            call.error = self._death(call)
+
+    # -- outcomes ----------------------------------------------------------------------------------
+
+    def _undelivered(self, call: Call) -> None:
+        """The process was dead before it could read ``call``: another worker may have it."""
+        # Only what is received piece by piece may have been too much for it.
+        suspect = type(call.payload) is not bytes and self._outbox.streamed
+        self.deadline = None
+        if not self._ended.is_set():
+            self._backend.expect_end_now(self)
+        if not self._host.call_undelivered(self, call, suspect=suspect):
+            call.error = self._death(call)
+            call.wake()
+
+    def _undelivered_by_reset(self, error: OSError | None) -> None:
+        # A stream socket is reset, instead of ended, when its reader died with data unread: the
+        # call had not been taken off it, so it cannot have begun; unless the rest of it is what was
+        # sent during the call.
+        call = self._call
+        if (
+            isinstance(error, ConnectionResetError)
+            and call is not None
+            and not self._call_taken
+            and self._kill_error is None
+            and self.reader.between_frames
+        ):
+            self._call = None
+            self._undelivered(call)
+
+    def _death(self, call: Call) -> BaseException:
+        """The error for the call that was running when the process ended."""
+        if self._kill_error is not None:
+            return self._kill_error()
+        return self._backend.crash(self, call)
+
+    def log(self, body: bytes | bytearray, call: Call | None) -> None:
+        """Handle a record the worker logged, in the context of its call's caller."""
+        from .records import decode_record
+
+        try:
+            record = decode_record(bytes(body))
+            target = self._backend.log_target or logging.getLogger(record.name)
+            if target.isEnabledFor(record.levelno):
+                context = call.context if call is not None else None
+                (context or Context()).run(target.handle, record)
+        except Exception as error:  # noqa: BLE001 - a handler of the user's; no caller is at fault
+            self._host.hand_over(partial(_log_failed, error))
+
+
+def _log_failed(error: Exception) -> None:
+    logging.getLogger("leasepool").error(
+        "a log record of a worker could not be handled: %r", error, exc_info=error
+    )

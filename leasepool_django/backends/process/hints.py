@@ -1,0 +1,113 @@
+"""What to do instead of sending an object that belongs to one process: advice by its type.
+
+Types are told apart by name, so that nothing needs to be imported (or installed) for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import FunctionType, ModuleType
+
+__all__ = ["hint_for"]
+
+_CLIENT = "It holds open connections: create it in the worker, and send it only data"
+_DATABASE = (
+    "A database connection belongs to the process that opened it: "
+    "use django.db inside the function, where each worker has its own"
+)
+_REQUEST = (
+    "A request belongs to the process that answers it: send the data that the function needs of "
+    "it, such as request.GET.dict(), request.body or request.user.pk"
+)
+_FILE = "An open file belongs to its process: send its path or its contents"
+_UPLOAD = "Send what was uploaded (its read()) or the path of its temporary file"
+_LOCK = "A lock works in one process only: leave it out, or make it in the worker"
+_SOCKET = "A socket belongs to its process: send the address and open it in the worker"
+_PENDING = "Await it first, and send what it gives"
+
+# Types that hold others: of the way to the culprit the first that is here gives the advice.
+_HOLDERS = {
+    "django.http.request.HttpRequest": _REQUEST,
+    "rest_framework.request.Request": _REQUEST,
+    "django.core.files.uploadedfile.UploadedFile": _UPLOAD,
+    "django.core.files.base.File": _FILE,
+    "tempfile._TemporaryFileWrapper": _FILE,
+    "django.db.backends.base.base.BaseDatabaseWrapper": _DATABASE,
+    "django.utils.connection.BaseConnectionHandler": _DATABASE,
+    "django.utils.connection.ConnectionProxy": _DATABASE,
+    "asyncio.events.AbstractEventLoop": "An event loop belongs to its process",
+    "_asyncio.Future": _PENDING,
+    "asyncio.futures.Future": _PENDING,
+    "concurrent.futures._base.Future": _PENDING,
+    "ssl.SSLSocket": _SOCKET,
+    "socket.socket": _SOCKET,
+}
+
+# Packages whose objects are connections, or hold them.
+_CLIENT_PACKAGES = frozenset(
+    {"redis", "valkey", "pymongo", "motor", "elasticsearch", "kafka", "pika", "paramiko", "grpc"}
+    | {"requests", "httpx", "aiohttp", "urllib3", "botocore", "boto3"}
+)
+_DATABASE_PACKAGES = frozenset(
+    {"sqlite3", "psycopg", "psycopg_pool", "psycopg2", "MySQLdb", "pymysql", "asyncpg", "oracledb"}
+)
+
+# Types of the culprit itself.
+_CULPRITS = {
+    "_thread.lock": _LOCK,
+    "_thread.RLock": _LOCK,
+    "multiprocessing.synchronize.SemLock": _LOCK,
+    "_socket.socket": _SOCKET,
+    "_io._IOBase": _FILE,
+    "generator": "Send a list of what it yields: list(...)",
+    "async_generator": "Send a list of what it yields",
+    "coroutine": _PENDING,
+    "dict_keys": "Send a list: list(...)",
+    "dict_values": "Send a list: list(...)",
+    "dict_items": "Send a list: list(...)",
+    "mappingproxy": "Send a dict: dict(...)",
+    "frame": "Send text: traceback.format_exc()",
+    "traceback": "Send text: traceback.format_exc()",
+    "weakref.ReferenceType": "Send the object itself",
+    "_contextvars.ContextVar": "Send its value: .get()",
+    "_contextvars.Context": "Send the values that the function needs",
+    "_thread._local": "Send the values that the function needs",
+}
+
+
+def hint_for(trail: Sequence[object]) -> str | None:
+    """Give advice, a sentence without its full stop; ``trail`` ends with the culprit."""
+    for value in trail:
+        if hint := _holder_hint(value):
+            return hint
+    culprit = trail[-1]
+    if isinstance(culprit, ModuleType):
+        return "Import the module inside the function"
+    if isinstance(culprit, FunctionType | type):
+        return _defined(culprit.__qualname__, "It")
+    return _first(culprit, _CULPRITS) or _defined(type(culprit).__qualname__, "Its class")
+
+
+def _holder_hint(value: object) -> str | None:
+    packages = {cls.__module__.partition(".")[0] for cls in type(value).__mro__}
+    if packages & _CLIENT_PACKAGES:
+        return _CLIENT
+    if packages & _DATABASE_PACKAGES:
+        return _DATABASE
+    return _first(value, _HOLDERS)
+
+
+def _first(value: object, hints: dict[str, str]) -> str | None:
+    for cls in type(value).__mro__:
+        prefix = "" if cls.__module__ == "builtins" else f"{cls.__module__}."
+        if hint := hints.get(prefix + cls.__qualname__):
+            return hint
+    return None
+
+
+def _defined(qualname: str, subject: str) -> str | None:
+    if "<lambda>" in qualname:
+        return f"{subject} is a lambda: define a function at the top level of a module"
+    if "<locals>" in qualname:
+        return f"{subject} is defined inside a function: move it to the top level of a module"
+    return None

@@ -1,0 +1,155 @@
+"""A worker's end of its socket, and of the shared memory that belongs to it.
+
+Standard library only: every worker imports this module.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import threading
+from collections import deque
+from typing import Any
+
+from . import wire
+from .shared import Buffer, Payload, Segment
+
+__all__ = ["Link"]
+
+_CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class Link:
+    """This worker's end of its socket; several threads may log while the main one works."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self.pid = os.getpid()
+        self._lock = threading.RLock()
+        self._sending = False
+        self._deferred: list[Buffer] = []
+        self._reader = wire.FrameReader()
+        self._frames: deque[tuple[int, bytes | bytearray]] = deque()
+        self._fds: list[int] = []  # received, and not yet claimed by a frame
+        self._arguments: Segment | None = None
+        self._results: Segment | None = None
+        self.arguments_read = False  # whether the present call came by _arguments
+        os.register_at_fork(
+            before=_hold_signals,
+            after_in_parent=_let_signals_go,
+            after_in_child=self._close_in_child,
+        )
+
+    def _close_in_child(self) -> None:
+        # A child of a user's making must not keep the line open, let alone speak on it; and it is
+        # its maker's to terminate, which the worker's own handlers would prevent. A signal that
+        # came right after the fork is taken now.
+        self.channel.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        _let_signals_go()
+
+    def receive(self) -> tuple[int, bytes | bytearray] | None:
+        """Wait for the next frame; ``None`` at the end of the socket."""
+        reader = self._reader
+        while not self._frames:
+            if reader.wanted is not None:
+                count = self.channel.recv_into(reader.wanted)
+                if not count:
+                    return None
+                frame = reader.filled(count)
+                if frame is not None:
+                    return frame
+                continue
+            data, ancillary, _, _ = self.channel.recvmsg(wire.RECEIVE, 64, _CLOSE_ON_EXEC)
+            if not data:
+                return None
+            for _, kind, rights in ancillary:
+                if kind == socket.SCM_RIGHTS:
+                    self._fds += memoryview(rights[: len(rights) // 4 * 4]).cast("i").tolist()
+            if not reader.rest and len(data) >= wire.HEADER_SIZE:
+                (head,) = wire.unpack_from(data)
+                if len(data) == wire.HEADER_SIZE + (head >> 8):
+                    return head & wire.LARGEST_KIND, data[wire.HEADER_SIZE :]
+            self._frames.extend(reader.feed(data))
+        return self._frames.popleft()
+
+    def read_arguments(self, body: bytes | bytearray) -> Any:
+        """Unpickle a call from shared memory; what is large in it refers to the segment."""
+        size = int.from_bytes(body[:8], "little")
+        if size:
+            if self._arguments is not None:
+                self._arguments.close()
+            self._arguments = self._received_segment(size)
+        if self._arguments is None:
+            raise OSError(errno.EMFILE, "no descriptor was free for the argument's shared memory")
+        self.arguments_read = True
+        return self._arguments.read(memoryview(body)[8:])
+
+    def _received_segment(self, size: int) -> Segment | None:
+        # The kernel drops a descriptor that a process has no number left for.
+        return Segment(self._fds.pop(0), size) if self._fds else None
+
+    def arguments_kept(self) -> bool:
+        """After a call that came by shared memory: whether the function kept a part of it."""
+        self.arguments_read = False
+        if self._arguments is not None:
+            if not self._arguments.in_use:
+                return False
+            self._arguments.close()
+            self._arguments = None
+        return True
+
+    def drop_results(self) -> None:
+        """The parent has given the result segment up."""
+        if self._results is not None:
+            self._results.close()
+            self._results = None
+
+    def share(self, payload: Payload) -> bool:
+        """Put a result into shared memory; false if the socket has to carry it."""
+        if self._results is None or self._results.size < payload.size:
+            self.drop_results()
+            self.send(wire.message(wire.NEED, payload.size))
+            frame = self.receive()
+            if frame is None:
+                raise BrokenPipeError
+            size = int.from_bytes(frame[1], "little")
+            self._results = self._received_segment(size) if size else None
+            if self._results is None:
+                return False
+        try:
+            self._results.write(payload)
+        except OSError:
+            return False  # no memory left
+        return True
+
+    def send(self, *parts: Buffer) -> None:
+        """Send whole frames. ``send`` on a socket: a reused descriptor is never written to."""
+        with self._lock:
+            if self._sending:
+                # A finalizer or signal handler logged in the middle of a frame.
+                self._deferred += parts
+                return
+            self._sending = True
+            try:
+                for part in parts:
+                    self.channel.sendall(part)
+                while self._deferred:
+                    self.channel.sendall(self._deferred.pop(0))
+            finally:
+                self._sending = False
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _hold_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def _let_signals_go() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

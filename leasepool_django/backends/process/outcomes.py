@@ -1,0 +1,81 @@
+"""What a call came to: its frame decoded, or the error for a worker that died."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from typing import TYPE_CHECKING
+
+from ...exceptions import NotPicklableError, WorkerCrashedError
+from . import wire
+from .pickling import shown_name
+from .shared import load_parts
+
+if TYPE_CHECKING:
+    from ...engine.line import Call
+    from .shared import Segment
+
+__all__ = ["crashed", "decode", "manner"]
+
+
+def decode(call: Call, kind: int, body: bytes | bytearray, segment: Segment | None) -> None:
+    """Put the outcome into ``call``; a shared one is in ``segment``."""
+    if kind != wire.ERROR:
+        try:
+            if kind == wire.RESULT:
+                call.value = pickle.loads(body)
+            elif kind == wire.RESULT_PARTS:
+                call.value = load_parts(body)
+            else:
+                assert segment is not None
+                call.value = segment.read(body)
+        except BaseException as error:  # noqa: BLE001 - the caller gets it, whatever it is
+            call.error = NotPicklableError(
+                f"The result of {shown_name(call.function)} cannot be unpickled here: "
+                f"{type(error).__name__}: {error}",
+                path="result",
+            )
+            call.error.__cause__ = error if isinstance(error, Exception) else None
+    else:
+        from .remote import decode_exception
+
+        call.error = decode_exception(bytes(body))
+
+
+def crashed(name: str, pid: int | None, status: int | None, hint: str) -> WorkerCrashedError:
+    """The error for a call whose worker died by itself."""
+    signal_name = exitcode = None
+    if status is None:
+        what = "died"
+    elif status < 0:
+        what = manner(status)
+        signal_name = signal_of(status)
+        if signal_name == "SIGKILL":
+            hint = hint or "often that is the kernel's out-of-memory killer"
+        elif signal_name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL"):
+            hint = hint or "usually a fault in an extension module"
+    else:
+        exitcode = status
+        what = manner(status)
+        hint = hint or "something called os._exit() or ended the process"
+    text = f"The worker (pid {pid}) running {name} {what}" + (f"; {hint}" if hint else "")
+    return WorkerCrashedError(
+        f"{text}. It has been replaced; the call was not repeated.",
+        pid=pid,
+        exitcode=exitcode,
+        signal_name=signal_name,
+        function=name,
+    )
+
+
+def manner(status: int) -> str:
+    """How a process ended: "exited with status 3", "was killed by SIGKILL"."""
+    return f"was killed by {signal_of(status)}" if status < 0 else f"exited with status {status}"
+
+
+def signal_of(status: int) -> str:
+    """The name of the signal that ended a process whose exit status is negative."""
+    try:
+        return signal.Signals(-status).name
+    except ValueError:  # a real-time signal
+        return f"signal {-status}"

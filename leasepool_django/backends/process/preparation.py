@@ -1,0 +1,117 @@
+"""What a worker is told before its first call, and the bootstrap of processes started by exec.
+
+Standard library only; the parent fills it in, the fork server and every worker read it.
+"""
+
+# Every worker imports this module, and pathlib only for it:
+# ruff: noqa: PTH100, PTH113
+from __future__ import annotations
+
+import importlib
+import os
+import runpy
+import sys
+import types
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Setup", "boot_command", "main_module", "prepare"]
+
+# Run by `python -c` in a process started by exec: sys.path must be the parent's before anything
+# of this package can be imported. argv: a descriptor to read the path from, module, arguments.
+BOOT = (
+    "import importlib, marshal, os, sys; "
+    "source = open(int(sys.argv[1]), 'rb'); "
+    "sys.path[:] = marshal.load(source); "
+    "importlib.import_module(sys.argv[2]).main(source, *sys.argv[3:])"
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything about the workers of one manager that does not change. Pickled once.
+
+    ``main``: how to import the parent's main module again, see ``main_module``; ``tests``: what a
+    test run has replaced in the parent, for the hooks' ``follow_tests``; ``initializer``
+    is ``None``, a dotted path, or a pickled callable; ``log_level`` is ``None`` without log
+    forwarding.
+    """
+
+    name: str
+    spawn: bool
+    argv: list[str] = field(default_factory=list)
+    main: tuple[str, str] | None = None
+    hooks: str | None = None
+    preload: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
+    initializer: str | bytes | None = None
+    initargs: bytes | None = None
+    max_tasks: int | None = None
+    max_rss: int | None = None
+    max_shared: int = 0
+    nice: int | None = None
+    scheduling: str | None = None
+    log_level: int | None = None
+    tests: Any = None
+    clear_log_handlers: bool = True
+
+
+def boot_command(executable: str, source_fd: int, module: str, *arguments: object) -> list[str]:
+    """The command that runs ``module.main`` in a fresh interpreter, by way of ``BOOT``.
+
+    ``source_fd``: an inherited descriptor to read the marshalled ``sys.path`` from.
+    """
+    from subprocess import (  # type: ignore[attr-defined]  # private: no public way to pass -X, -W
+        _args_from_interpreter_flags as flags,
+    )
+
+    return [executable, *flags(), "-c", BOOT, str(source_fd), module, *map(str, arguments)]
+
+
+def main_module() -> tuple[str, str] | None:
+    """How a worker can import this process's main module: by ``name``, by ``path``, or not.
+
+    ``None`` for an interactive session, ``python -c`` and standard input, and for
+    ``python -m package``, whose ``__main__`` has nothing of the user's.
+    """
+    main = sys.modules["__main__"]
+    if main.__dict__.get("__mp_main__") or main.__name__ == "__mp_main__":
+        return None
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name:
+        if spec.name == "__main__" or spec.name.endswith(".__main__"):
+            return None
+        return "name", spec.name
+    path = getattr(main, "__file__", None)
+    if path is None or not os.path.isfile(path):
+        return None
+    return "path", os.path.abspath(path)
+
+
+def prepare(setup: Setup) -> Any:
+    """Make this process ready for the user's functions; returns the hooks module or ``None``.
+
+    Imports the main module under the name ``__mp_main__`` (so that a guarded script does not run
+    again), then the ``preload`` modules, by way of the hooks' ``prepare`` where there are hooks.
+    """
+    sys.argv[:] = setup.argv
+    if setup.main is not None:
+        kind, where = setup.main
+        main = types.ModuleType("__mp_main__")
+        if kind == "name":
+            content = runpy.run_module(where, run_name="__mp_main__", alter_sys=True)
+        else:
+            content = runpy.run_path(where, run_name="__mp_main__")
+        main.__dict__.update(content)
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+
+    def preload() -> None:
+        for name in setup.preload:
+            importlib.import_module(name)
+
+    if setup.hooks is None:
+        preload()
+        return None
+    hooks = importlib.import_module(setup.hooks)
+    hooks.prepare(preload)
+    return hooks

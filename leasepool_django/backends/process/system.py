@@ -1,0 +1,180 @@
+"""What the operating system offers for keeping processes in order, with what to do without it.
+
+Linux has all of it; elsewhere the missing part is a no-op and the docstring says what replaces it.
+Standard library only.
+"""
+
+# Every worker imports this module, and pathlib only for it:
+# ruff: noqa: PTH123, PTH208
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+from time import monotonic
+from typing import Any
+
+__all__ = [
+    "adopt_orphans",
+    "children",
+    "die_with_parent",
+    "has_ended",
+    "kill_marked",
+    "open_pidfd",
+    "raise_oom_score",
+    "resident_bytes",
+]
+
+LINUX = sys.platform.startswith("linux")
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl(option: int, value: int) -> None:
+    if not LINUX:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent has died (Linux).
+
+    Elsewhere they go to init, and only those still in a worker's process group are found.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed as soon as the process ``parent`` is gone (Linux); exits if it already is.
+
+    Safe only because the fork server is single-threaded: the signal follows the forking *thread*.
+    Elsewhere the end of the worker's socket does it once the worker is idle.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A descriptor for the process, or ``None`` where there are none or they are forbidden."""
+    opener: Any = getattr(os, "pidfd_open", None)
+    if opener is None:
+        return None
+    try:
+        return int(opener(pid))
+    except PermissionError:  # an old seccomp profile: the fork server does the killing
+        return None
+    except OSError as error:
+        import errno
+
+        if error.errno == errno.ENOSYS:
+            return None
+        raise
+
+
+def children(pid: int) -> list[int]:
+    """The direct children of ``pid``, zombies included (Linux; elsewhere none)."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as listing:
+            return [int(word) for word in listing.read().split()]
+    except FileNotFoundError:
+        return _children_by_stat(pid)
+
+
+def _children_by_stat(pid: int) -> list[int]:
+    # For kernels without CONFIG_PROC_CHILDREN.
+    found = []
+    for entry in _processes():
+        try:
+            with open(f"/proc/{entry}/stat") as stat:
+                fields = stat.read().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == pid:
+            found.append(entry)
+    return found
+
+
+def has_ended(pidfd: int, within: float = 0.0) -> bool:
+    """Whether the process of a descriptor has ended, or does so within some seconds."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(within * 1000))
+
+
+def kill_marked(name: str, value: str) -> None:
+    """Kill the processes that were started with ``name=value`` in their environment (Linux).
+
+    Returns when they are gone; after a second or two if one of them cannot die. ``OSError`` if
+    there is no descriptor left to look with.
+    """
+    entry = f"{name}={value}".encode()
+    deadline = monotonic() + 1.0
+    while True:
+        killed = [pid for pid in _processes() if _has(pid, entry) and _kill_if(pid, entry)]
+        # What was killed may just have started another one; the next round finds those.
+        if not killed or monotonic() > deadline:
+            return
+
+
+def _processes() -> list[int]:
+    try:
+        return [int(word) for word in os.listdir("/proc") if word.isdigit()]
+    except FileNotFoundError:
+        return []
+
+
+def _has(pid: int, entry: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as environment:
+            return entry in environment.read().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return False  # gone, or another user's
+
+
+def _kill_if(pid: int, entry: bytes) -> bool:
+    """Whether it was there to be killed; waits for its end. Asked again, as the number is held."""
+    pidfd = None
+    try:
+        pidfd = open_pidfd(pid)
+        if not _has(pid, entry):
+            return False
+        if pidfd is None:
+            os.kill(pid, signal.SIGKILL)
+        else:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            has_ended(pidfd, within=1.0)
+    except ProcessLookupError:
+        return False
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+    return True
+
+
+def raise_oom_score() -> None:
+    """Let the kernel's out-of-memory killer prefer this worker to the server (Linux)."""
+    path = "/proc/self/oom_score_adj"
+    try:
+        with open(path) as score:
+            current = int(score.read())
+        with open(path, "w") as score:
+            score.write(str(min(1000, current + 300)))
+    except OSError:
+        return  # not Linux, /proc is read-only, or no descriptor is left: it stays the server's
+
+
+def resident_bytes() -> int:
+    """The resident set size of this process in bytes."""
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux, or the function has used up the descriptors
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if LINUX else 1)

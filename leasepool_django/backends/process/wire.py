@@ -1,0 +1,138 @@
+"""Frames on a stream socket: an 8-byte header (body length, kind), then the body.
+
+Sans I/O: bytes in, frames out. Both sides and both directions use it, for a worker's own socket and
+for the control socket of the fork server. Standard library only: every worker imports this.
+"""
+
+from __future__ import annotations
+
+import pickle
+from struct import Struct
+from typing import Any
+
+__all__ = ["FrameReader", "frame", "message"]
+
+HEADER = Struct("<Q")  # body length << 8 | kind
+pack = HEADER.pack
+unpack_from = HEADER.unpack_from
+HEADER_SIZE = HEADER.size
+RECEIVE = 1 << 16  # bytes asked for at once; a larger body is received in place
+
+# parent -> worker
+CALL = 1
+CALL_PARTS = 10  # with out-of-band buffers, see shared.Payload
+CALL_SHARED = 11  # the payload is in a segment; a new segment's descriptor comes along
+OFFER = 12  # a segment for the result, or (without a descriptor) none
+DROP = 13  # the result segment is still in use here: forget it
+# worker -> parent
+READY = 2
+FAILED = 3
+LOG = 4
+RESULT = 5
+ERROR = 6
+RESULT_PARTS = 7
+RESULT_SHARED = 8
+NEED = 9  # a segment for a result of so many bytes
+# Added to an outcome:
+RETIRING = 0x80  # the worker takes no further call and leaves
+KEPT = 0x40  # the function kept something that refers to the argument segment
+PLAIN = 0x3F  # masks both
+# parent -> fork server
+PREPARE = 16
+START = 17
+KILL = 18
+# fork server -> parent
+PREPARED = 32
+STARTED = 33
+NOT_STARTED = 34
+EXITED = 35
+REMARK = 36
+
+LARGEST_KIND = 0xFF
+# parent <- reader: what came is no frame
+GARBLED = 0
+_OUTCOMES = (RESULT, ERROR, RESULT_PARTS, RESULT_SHARED)
+_KINDS = frozenset(
+    {CALL, CALL_PARTS, CALL_SHARED, OFFER, DROP}
+    | {READY, FAILED, LOG, RESULT, ERROR, RESULT_PARTS, RESULT_SHARED, NEED}
+    | {PREPARE, START, KILL, PREPARED, STARTED, NOT_STARTED, EXITED, REMARK}
+)
+
+# The exit status of a worker whose socket a function has closed or replaced.
+CUT_OFF = 113
+# ... and of one that has had enough calls: its end may be reported before its last outcome is read.
+RETIRED = 114
+
+
+def frame(kind: int, body: bytes) -> bytes:
+    """One frame, ready to be sent."""
+    return pack(len(body) << 8 | kind) + body
+
+
+def message(kind: int, *values: Any) -> bytes:
+    """A frame whose body is a pickled tuple of plain values."""
+    return frame(kind, pickle.dumps(values, 5))
+
+
+class FrameReader:
+    """Turns received bytes into frames.
+
+    While ``wanted`` is not ``None`` a large body is on its way: receive straight into it and call
+    ``filled``. Otherwise give what was received to ``feed``.
+    """
+
+    def __init__(self) -> None:
+        self.rest = b""  # the beginning of a frame whose end has not come yet
+        self.wanted: memoryview | None = None
+        self._body = bytearray()
+        self._kind = 0
+
+    @property
+    def between_frames(self) -> bool:
+        """Whether everything received so far has been handed out."""
+        return not self.rest and self.wanted is None
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes | bytearray]]:
+        """Return the complete frames; the beginning of a further one is kept.
+
+        ``GARBLED`` stands for what cannot be a frame: the stream is of no use any more. A list, so
+        that nothing is left to do here when the last frame hands the stream to another thread.
+        """
+        frames: list[tuple[int, bytes | bytearray]] = []
+        if self.rest:
+            data = self.rest + data
+            self.rest = b""
+        start, end = 0, len(data)
+        while end - start >= HEADER_SIZE:
+            (head,) = unpack_from(data, start)
+            length = head >> 8
+            body = start + HEADER_SIZE
+            if end - body < length:
+                self._kind = head & LARGEST_KIND
+                if self._kind & PLAIN not in _KINDS:
+                    frames.append((GARBLED, b""))
+                    return frames
+                if length > RECEIVE:
+                    try:
+                        self._body = bytearray(length)
+                    except MemoryError:
+                        frames.append((GARBLED, b""))
+                        return frames
+                    self._body[: end - body] = data[body:end]
+                    self.wanted = memoryview(self._body)[end - body :]
+                    return frames
+                break
+            start = body + length
+            frames.append((head & LARGEST_KIND, data[body:start]))
+        self.rest = data[start:]
+        return frames
+
+    def filled(self, count: int) -> tuple[int, bytes | bytearray] | None:
+        """``count`` bytes were received into ``wanted``; the frame, if that completes it."""
+        assert self.wanted is not None
+        self.wanted = self.wanted[count:]
+        if self.wanted:
+            return None
+        self.wanted = None
+        body, self._body = self._body, bytearray()
+        return self._kind, body

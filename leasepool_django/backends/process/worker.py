@@ -1,0 +1,315 @@
+"""The child's side: what a worker process does from its first to its last moment.
+
+It reads one call, runs it in a fresh ``contextvars.Context``, sends the outcome, and reads the
+next. It ends when its socket does. Standard library only at import: the fork server imports this
+before anything of the user's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import random
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, BinaryIO
+
+from ...worker import mark_worker
+from . import wire
+from .carriers import Carriers
+from .link import Link
+from .preparation import Setup, prepare
+from .shared import COPIED_WHOLE, THRESHOLD, Buffer, Payload, dump, load_parts
+from .system import adopt_orphans, die_with_parent, raise_oom_score, resident_bytes
+
+__all__ = ["main", "run"]
+
+dumps, pack, getpid = pickle.dumps, wire.pack, os.getpid
+
+
+def main(source: BinaryIO, fd: str, parent: str) -> None:
+    """Entry point of a spawned worker after ``BOOT``; the rest of ``source`` is the ``Setup``."""
+    setup = pickle.load(source)
+    source.close()
+    channel = socket.socket(fileno=int(fd))
+    os.set_inheritable(channel.fileno(), False)
+    os._exit(run(channel, int(parent), setup, None))
+
+
+def run(channel: socket.socket, parent: int, setup: Setup, hooks: Any) -> int:
+    """Be a worker until the socket ends; returns the exit status."""
+    mark_worker()
+    os.setpgid(0, 0)
+    die_with_parent(parent)
+    adopt_orphans()
+    raise_oom_score()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _nothing)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    link = Link(channel)
+    try:
+        if setup.spawn:
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            hooks = prepare(setup)
+        _begin(link, setup, hooks)
+    except BaseException:  # noqa: BLE001 - the parent shows it
+        link.send(wire.message(wire.FAILED, traceback.format_exc()))
+        return 1
+    link.send(wire.message(wire.READY))
+    try:
+        return _serve(link, setup, hooks)
+    except (BrokenPipeError, ConnectionResetError):
+        return 0
+    except OSError:
+        return wire.CUT_OFF
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (AttributeError, OSError, ValueError):
+                continue  # replaced, or closed by a function
+
+
+def _begin(link: Link, setup: Setup, hooks: Any) -> None:
+    # Line by line: what is printed before a kill must not be lost.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)
+    random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()  # else every forked worker would draw the same numbers
+    if setup.nice:
+        os.nice(setup.nice)
+    if setup.scheduling == "idle":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if hooks is not None:
+        hooks.start_worker()
+        if setup.tests is not None:
+            hooks.follow_tests(setup.tests)
+    if setup.log_level is not None:
+        _forward_logs(link, setup)
+    if setup.initializer is not None:
+        initializer: Callable[..., Any]
+        if isinstance(setup.initializer, bytes):
+            initializer = pickle.loads(setup.initializer)
+        else:
+            from .remote import resolve
+
+            module, _, name = setup.initializer.rpartition(".")
+            initializer = resolve(f"{module}:{name}")
+        initializer(*(pickle.loads(setup.initargs) if setup.initargs is not None else ()))
+
+
+def _serve(link: Link, setup: Setup, hooks: Any) -> int:
+    runner = _Runner(link, setup, hooks)
+    receive, call, loads = link.receive, runner.call, pickle.loads
+    while True:
+        frame = receive()
+        if frame is None:
+            return 0
+        kind, body = frame
+        if kind == wire.CALL:
+            leaving = call(loads, body)
+        elif kind == wire.CALL_PARTS:
+            # The list is the only holder of a large body, and loading empties it.
+            bodies = [body]
+            del frame, body
+            leaving = call(_load_only_copy, bodies)
+        elif kind == wire.CALL_SHARED:
+            leaving = call(link.read_arguments, body)
+        elif kind == wire.DROP:
+            link.drop_results()
+            leaving = False
+        else:
+            return wire.CUT_OFF
+        if leaving:
+            return wire.RETIRED
+
+
+def _load_only_copy(bodies: list[Buffer]) -> Any:
+    return load_parts(bodies.pop())
+
+
+class _Runner:
+    """Runs calls and sends their outcomes."""
+
+    def __init__(self, link: Link, setup: Setup, hooks: Any) -> None:
+        self.link = link
+        self.hooks = hooks
+        self.functions: dict[str, Callable[..., Any]] = {}
+        self.calls = 0
+        self.max_tasks = setup.max_tasks
+        self.max_rss = setup.max_rss
+        self.max_shared = setup.max_shared
+        self.limited = setup.max_tasks is not None or setup.max_rss is not None
+        self.carriers = Carriers(setup.context) if setup.context else None
+        self.bare = hooks is None and self.carriers is None
+        # How many frames of this module stand above the function's in a traceback.
+        self.own_frames = 1 if self.bare else 2 if hooks is None else 3
+        if hooks is not None:
+            self.enter, self.leave = hooks.enter, hooks.leave
+
+    def call(self, load: Callable[[Any], Any], body: Any) -> bool:
+        """Run the call that ``load`` makes of ``body``; whether this worker leaves now."""
+        out: bytes | Payload
+        kind = wire.RESULT
+        try:
+            try:
+                reference, args, kwargs, captured = load(body)
+            except BaseException as error:
+                error.add_note("Raised in the worker, when it unpickled the call's arguments.")
+                raise
+            if type(reference) is str:
+                function = self.functions.get(reference)
+                if function is None:
+                    function = self._resolve(reference)
+            else:
+                function = reference
+            if self.bare:
+                result = Context().run(function, *args, **kwargs)
+            else:
+                result = self._run_in_context(function, args, kwargs, captured)
+            del args, kwargs, captured
+            if type(result) in COPIED_WHOLE:
+                out = self._dumps(result, function)
+            else:
+                buffers: list[pickle.PickleBuffer] = []
+                try:
+                    out = dumps(result, 5, buffer_callback=buffers.append)
+                    if buffers or len(out) >= THRESHOLD:
+                        out = Payload([out], [buffer.raw() for buffer in buffers])
+                except Exception:  # noqa: BLE001 - tried in another way, and then explained
+                    out = self._dumps(result, function)
+                del buffers
+            del result
+        except BaseException as error:  # noqa: BLE001 - the caller gets it, whatever it is
+            args = kwargs = captured = result = None  # noqa: F841 - what they hold is let go
+            kind = wire.ERROR
+            out = self._failure(error)
+            # The traceback holds the function's frames and so its arguments.
+            error.__traceback__ = None
+            del error
+        if getpid() != self.link.pid:
+            os._exit(0)  # the function forked, and this is the child coming back
+        self.calls += 1
+        if (
+            isinstance(out, Payload)
+            and self.max_shared >= out.size >= THRESHOLD
+            and self.link.share(out)
+        ):
+            # Only the layout is left to send; ``out`` may refer to the argument segment.
+            kind, out = wire.RESULT_SHARED, out.layout()
+        flags = 0
+        if self.link.arguments_read and self.link.arguments_kept():
+            flags = wire.KEPT
+        leaving = self.limited and self._has_had_enough()
+        if leaving:
+            flags |= wire.RETIRING
+        if isinstance(out, Payload):
+            self.link.send(*out.frame(wire.RESULT_PARTS | flags))
+        else:
+            self.link.send(pack(len(out) << 8 | kind | flags) + out)
+        return leaving
+
+    def _has_had_enough(self) -> bool:
+        if self.max_tasks is not None and self.calls >= self.max_tasks:
+            return True
+        return self.max_rss is not None and resident_bytes() > self.max_rss
+
+    def _run_in_context(
+        self, function: Callable[..., Any], args: Any, kwargs: Any, captured: Any
+    ) -> Any:
+        context = None
+        if self.carriers is not None:
+            captured, values = captured
+        if self.hooks is not None:
+            context = self.hooks.template(captured)
+            if context is not None:
+                context, captured = context.copy(), None  # all of it is in there
+        if context is None:
+            context = Context()
+        if self.carriers is not None:
+            context.run(self.carriers.apply, values)
+        if self.hooks is None:
+            return context.run(function, *args, **kwargs)
+        return context.run(self._run_hooked, function, args, kwargs, captured)
+
+    def _run_hooked(
+        self, function: Callable[..., Any], args: Any, kwargs: Any, captured: Any
+    ) -> Any:
+        self.enter(captured)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.leave()
+
+    def _resolve(self, reference: str) -> Callable[..., Any]:
+        from .remote import resolve
+
+        function = resolve(reference)
+        # A decorated function is called as it was found: by its wrapper.
+        self.functions[reference] = function
+        return function
+
+    def _dumps(self, result: Any, function: Callable[..., Any]) -> bytes | Payload:
+        """The slow way: takes memoryviews too, and does not copy large ``bytes``."""
+        if type(result) in (bytes, bytearray) and len(result) < THRESHOLD:
+            return pickle.dumps(result, 5)
+        try:
+            return dump(result, pieces=True)
+        except Exception as error:  # noqa: BLE001 - explained
+            from .pickling import explain_result, shown_name
+
+            # It has the culprit's own error as its cause.
+            raise explain_result(error, result, shown_name(function))  # noqa: B904
+
+    def _failure(self, error: BaseException) -> bytes:
+        from .remote import encode_exception
+
+        frame_locals = self.hooks.frame_locals if self.hooks is not None else None
+        return encode_exception(error, frame_locals, self.own_frames)
+
+
+def _forward_logs(link: Link, setup: Setup) -> None:
+    """Send the records of every logger to the parent, and nowhere else if so asked."""
+    handler = _ForwardHandler(link)
+    root = logging.getLogger()
+    loggers = [logging.getLogger(name) for name in list(root.manager.loggerDict)]
+    for logger in loggers:
+        if setup.clear_log_handlers:
+            logger.handlers.clear()
+        if not logger.propagate:
+            logger.addHandler(handler)
+    if setup.clear_log_handlers:
+        root.handlers.clear()
+    root.addHandler(handler)
+    assert setup.log_level is not None
+    root.setLevel(setup.log_level)
+
+
+class _ForwardHandler(logging.Handler):
+    """Puts each record on the wire, ahead of the outcome of the call that logged it."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self._link = link
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from .records import encode_record
+
+        if os.getpid() != self._link.pid:
+            return  # a child of the user's making has no line to the parent
+        try:
+            self._link.send(wire.frame(wire.LOG, encode_record(record)))
+        except OSError:
+            self.handleError(record)
+
+
+def _nothing(signum: int, frame: object) -> None:
+    """A signal handler that lets the process live on: the server decides when workers end."""

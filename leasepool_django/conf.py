@@ -1,0 +1,419 @@
+"""``settings.LEASEPOOL``, read and judged: the only module that reads it.
+
+``get_config()`` gives the handler one frozen ``AliasConfig`` per alias, or raises with every
+mistake listed. ``validate()`` gives the same mistakes one by one to the system checks. Nothing
+here starts anything; of the user's modules only the size provider and what ``CONTEXT`` names are
+imported.
+
+Long because one place holds every key: its default, its check, what it becomes, and its hint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum, unique
+from functools import cache
+from multiprocessing import get_context
+from types import MappingProxyType
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from .backends.base import Backend, resolve
+from .backends.process.carriers import Carriers
+from .cores import usable_cores
+from .engine import LeasedExecutorManager
+from .engine.config import duration, log_level, positive_int
+from .exceptions import UnsupportedBackendError
+
+__all__ = ["AliasConfig", "Problem", "ProblemId", "get_config", "validate"]
+
+SETTING = "LEASEPOOL"
+DEFAULT_ALIAS = "default"
+WORKER_HOOKS = "leasepool_django.backends.process.django_worker"
+HOOKS = {"inline": "leasepool_django.backends.django_inline"}  # of backends with others
+
+
+@unique
+class ProblemId(StrEnum):
+    """Every id a system check of this package can report, with what it stands for."""
+
+    NOT_A_MAPPING = "leasepool.E001"  # LEASEPOOL or one of its aliases
+    BAD_ALIAS = "leasepool.E002"
+    UNKNOWN_KEY = "leasepool.E003"
+    BAD_COUNT = "leasepool.E004"
+    BAD_DURATION = "leasepool.E005"
+    MIN_ABOVE_MAX = "leasepool.E006"
+    UNKNOWN_BACKEND = "leasepool.E007"
+    BAD_FLAG = "leasepool.E008"
+    BAD_LOG_LEVEL = "leasepool.E009"
+    BAD_OPTIONS = "leasepool.E010"  # OPTIONS is not a mapping with string keys
+    UNKNOWN_OPTION = "leasepool.E011"
+    FORK_REFUSED = "leasepool.E012"
+    BAD_SIZE_PROVIDER = "leasepool.E013"
+    BAD_INITIALIZER = "leasepool.E014"
+    BAD_PRELOAD = "leasepool.E015"
+    REFUSED_BY_BACKEND = "leasepool.E016"
+    BAD_CONTEXT = "leasepool.E017"
+    TOO_MANY_WORKERS = "leasepool.W001"
+    ASGI_NOT_WRAPPED = "leasepool.W002"
+    RECYCLING_DEADLOCKS = "leasepool.W003"
+    NO_NICE_ON_ONE_CORE = "leasepool.W004"
+    TOO_MANY_SERVER_PROCESSES = "leasepool.W005"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: ``message`` quotes the key and the value, ``hint`` says what to do."""
+
+    id: ProblemId
+    message: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint} ({self.id})"
+
+
+@dataclass(frozen=True)
+class AliasConfig:
+    """One alias of ``settings.LEASEPOOL``, checked and complete. Durations are seconds."""
+
+    alias: str
+    backend: str | type
+    max_pools: int
+    min_pools: int
+    workers_per_pool: int
+    units_per_pool: int
+    size_provider: Callable[[], int] | None
+    check_interval: float
+    lease_seconds: float
+    lease_grace_seconds: float
+    acquire_timeout: float | None
+    max_waiting: int | None
+    call_timeout: float | None
+    shutdown_grace_seconds: float
+    forward_logs: bool
+    log_level: int
+    context: tuple[str, ...]
+    # Not shown: initargs may hold secrets.
+    options: Mapping[str, Any] = field(repr=False)
+
+    def manager_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments of ``LeasedExecutorManager`` for this alias."""
+        backend = resolve(self.backend)
+        options = dict(self.options)
+        if self.context and "context" in (backend.option_names() or ()):
+            options["context"] = self.context  # other backends run in the caller's context anyway
+        if backend.supports_hooks:
+            options.setdefault("hooks", HOOKS.get(backend.name, WORKER_HOOKS))
+        else:
+            _make_objects(options)
+        return {
+            "backend": self.backend,
+            "max_pools": self.max_pools,
+            "min_pools": self.min_pools,
+            "workers_per_pool": self.workers_per_pool,
+            "units_per_pool": self.units_per_pool,
+            "size_provider": self.size_provider,
+            "check_interval": self.check_interval,
+            "default_lease_seconds": self.lease_seconds,
+            "lease_grace_seconds": self.lease_grace_seconds,
+            "name_prefix": f"leasepool-{self.alias}",
+            "forward_process_logs": self.forward_logs and backend.supports_log_forwarding,
+            "process_log_level": self.log_level,
+            "acquire_timeout": self.acquire_timeout,
+            "max_waiting": self.max_waiting,
+            "call_timeout": self.call_timeout,
+            "shutdown_grace_seconds": self.shutdown_grace_seconds,
+            **options,
+        }
+
+
+def _make_objects(options: dict[str, Any]) -> None:
+    """Put objects where settings have names, for executor classes that know no names."""
+    if isinstance(options.get("initializer"), str):
+        options["initializer"] = import_string(options["initializer"])
+    if isinstance(options.get("mp_context"), str):
+        options["mp_context"] = get_context(options["mp_context"])
+
+
+def _size_provider(name: str, value: Any) -> Callable[[], int]:
+    target = value
+    if isinstance(value, str):
+        try:
+            target = import_string(value)
+        except Exception as error:
+            raise ValueError(
+                f"{name} = {value!r} cannot be imported: {type(error).__name__}: {error}."
+            ) from error
+    if not callable(target):
+        raise TypeError(f"{name} must be a callable or its dotted path, not {_short(value)}.")
+    provider: Callable[[], int] = target
+    return provider
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {_short(value)}.")
+    return value
+
+
+def _context(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(path, str) for path in value):
+        raise TypeError(f"{name} must be a list of dotted paths, not {_short(value)}.")
+    for path in value:
+        try:
+            Carriers([path])
+        except Exception as error:
+            raise ValueError(
+                f"{name} names {path!r}, which cannot be used: {type(error).__name__}: {error}"
+            ) from error
+    return tuple(value)
+
+
+def _not_negative(name: str, value: Any) -> float:
+    return duration(name, value, minimum=0)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A key of an alias: its field, default, the function that checks it, and what to report."""
+
+    field: str
+    default: Any
+    check: Callable[[str, Any], Any]
+    problem: ProblemId
+    hint: str
+    optional: bool = False
+
+
+def _count(field_name: str, default: Any, *, optional: bool = False) -> _Key:
+    hint = "Use a whole number of at least 1" + (", or None for no limit." if optional else ".")
+    return _Key(field_name, default, positive_int, ProblemId.BAD_COUNT, hint, optional)
+
+
+def _seconds(
+    field_name: str,
+    default: float | None,
+    *,
+    optional: bool = False,
+    check: Callable[[str, Any], float] = duration,
+) -> _Key:
+    hint = "Use a number of seconds" + (", or None for no limit." if optional else ".")
+    return _Key(field_name, default, check, ProblemId.BAD_DURATION, hint, optional)
+
+
+CONTEXT_HINT = "Name ContextVar objects, or others with capture() and apply(), by dotted path."
+SIZE_HINT = "Name a function without arguments that returns the current load as a whole number."
+LOGS_HINT = "Log records of workers from LOG_LEVEL up reach this process, unless it is False."
+
+# The default of WORKERS_PER_POOL is None here: the usable cores, asked for when it is needed.
+KEYS: Mapping[str, _Key] = MappingProxyType(
+    {
+        "MAX_POOLS": _count("max_pools", 1),
+        "MIN_POOLS": _count("min_pools", 1),
+        "WORKERS_PER_POOL": _count("workers_per_pool", None),
+        "UNITS_PER_POOL": _count("units_per_pool", 10),
+        "SIZE_PROVIDER": _Key(
+            "size_provider", None, _size_provider, ProblemId.BAD_SIZE_PROVIDER, SIZE_HINT, True
+        ),
+        "CHECK_INTERVAL": _seconds("check_interval", 120.0),
+        "LEASE_SECONDS": _seconds("lease_seconds", 300.0),
+        "LEASE_GRACE_SECONDS": _seconds("lease_grace_seconds", 15.0, check=_not_negative),
+        "ACQUIRE_TIMEOUT": _seconds("acquire_timeout", 30.0, optional=True),
+        "MAX_WAITING": _count("max_waiting", 1000, optional=True),
+        "CALL_TIMEOUT": _seconds("call_timeout", None, optional=True),
+        "SHUTDOWN_GRACE_SECONDS": _seconds("shutdown_grace_seconds", 10.0, check=_not_negative),
+        "FORWARD_LOGS": _Key("forward_logs", True, _flag, ProblemId.BAD_FLAG, LOGS_HINT),
+        "CONTEXT": _Key("context", (), _context, ProblemId.BAD_CONTEXT, CONTEXT_HINT),
+        "LOG_LEVEL": _Key("log_level", logging.INFO, log_level, ProblemId.BAD_LOG_LEVEL, LOGS_HINT),
+    }
+)
+OTHER_KEYS = ("BACKEND", "OPTIONS")
+
+
+def get_config() -> dict[str, AliasConfig]:
+    """Return alias → configuration; without settings there is one alias, ``"default"``.
+
+    Raises ``ImproperlyConfigured``, listing every mistake.
+    """
+    configs, problems = validate()
+    if not problems:
+        return configs
+    text = str(problems[0])
+    if len(problems) > 1:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        text = f"settings.{SETTING} has {len(problems)} mistakes:\n{listed}"
+    raise ImproperlyConfigured(text)
+
+
+def validate() -> tuple[dict[str, AliasConfig], list[Problem]]:
+    """Judge ``settings.LEASEPOOL`` as a whole; ``None`` and ``{}`` mean the defaults.
+
+    Returns the configurations of the aliases that are correct, and all problems of the others.
+    """
+    value = getattr(settings, SETTING, None)
+    if value is None or value == {}:
+        value = {DEFAULT_ALIAS: {}}
+    if not isinstance(value, Mapping):
+        problem = Problem(
+            ProblemId.NOT_A_MAPPING,
+            f"{SETTING} must be a dictionary of aliases, not {_short(value)}.",
+            f"For example {SETTING} = {{'default': {{'WORKERS_PER_POOL': 4}}}}.",
+        )
+        return {}, [problem]
+    configs: dict[str, AliasConfig] = {}
+    problems: list[Problem] = []
+    for alias, entry in value.items():
+        if not isinstance(alias, str) or not alias:
+            problems.append(
+                Problem(
+                    ProblemId.BAD_ALIAS,
+                    f"The alias {_short(alias)} in {SETTING} is not a non-empty string.",
+                    "Aliases name managers, such as 'default' or 'reports'.",
+                )
+            )
+        elif not isinstance(entry, Mapping):
+            hint = f"Write {SETTING} = {{{alias!r}: {{...}}}}."
+            if alias in {*KEYS, *OTHER_KEYS}:
+                hint = (
+                    f"Settings belong to an alias: {SETTING} = {{'default': {{{alias!r}: ...}}}}."
+                )
+            problems.append(
+                Problem(
+                    ProblemId.NOT_A_MAPPING,
+                    f"{SETTING}[{alias!r}] must be a dictionary, not {_short(entry)}.",
+                    hint,
+                )
+            )
+        else:
+            config, found = _validate_alias(alias, entry)
+            problems.extend(found)
+            if config is not None:
+                configs[alias] = config
+    return configs, problems
+
+
+def _validate_alias(
+    alias: str, entry: Mapping[Any, Any]
+) -> tuple[AliasConfig | None, list[Problem]]:
+    where = f"{SETTING}[{alias!r}]"
+    problems = list(_unknown_keys(where, entry))
+    fields: dict[str, Any] = {}
+    for name, key in KEYS.items():
+        value = entry.get(name, key.default)
+        if name not in entry or (key.optional and value is None):
+            fields[key.field] = value
+            continue
+        try:
+            fields[key.field] = key.check(f"{where}[{name!r}]", value)
+        except (TypeError, ValueError) as error:
+            problems.append(Problem(key.problem, str(error), key.hint))
+    if "WORKERS_PER_POOL" not in entry:
+        fields["workers_per_pool"] = usable_cores()
+    if fields.get("min_pools", 0) > fields.get("max_pools", float("inf")):
+        default = "" if "MAX_POOLS" in entry else " (the default)"
+        problems.append(
+            Problem(
+                ProblemId.MIN_ABOVE_MAX,
+                f"{where}: MIN_POOLS is {fields['min_pools']}, above MAX_POOLS, which is "
+                f"{fields['max_pools']}{default}.",
+                "MIN_POOLS pools are started with the server, MAX_POOLS is the limit.",
+            )
+        )
+    backend = entry.get("BACKEND", "process")
+    options = entry.get("OPTIONS", {})
+    problems.extend(_backend_problems(where, backend, options))
+    if problems:
+        return None, problems
+    if isinstance(backend, Enum):
+        backend = backend.value
+    options = MappingProxyType(dict(options))
+    return AliasConfig(alias=alias, backend=backend, options=options, **fields), []
+
+
+def _unknown_keys(where: str, entry: Mapping[Any, Any]) -> Iterator[Problem]:
+    known = (*OTHER_KEYS, *KEYS)
+    for key in entry:
+        if key in known:
+            continue
+        close = difflib.get_close_matches(str(key).upper(), known, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(known)}."
+        if str(key).lower() in (_option_names(entry.get("BACKEND", "process")) or ()):
+            hint = f"It is an option of the backend: write it as OPTIONS[{str(key).lower()!r}]."
+        yield Problem(ProblemId.UNKNOWN_KEY, f"{where} has the unknown key {_short(key)}.", hint)
+
+
+def _backend_problems(where: str, backend: Any, options: Any) -> Iterator[Problem]:
+    try:
+        resolve(backend)
+    except UnsupportedBackendError as error:
+        yield Problem(
+            ProblemId.UNKNOWN_BACKEND,
+            f"{where}['BACKEND'] = {_short(backend)}: {error}",
+            "Without BACKEND, work runs in worker processes.",
+        )
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        yield Problem(
+            ProblemId.BAD_OPTIONS,
+            f"{where}['OPTIONS'] must be a dictionary with string keys, not {_short(options)}.",
+            "It holds keyword arguments for the backend, such as {'initializer': 'shop.setup'}.",
+        )
+        return
+    known = _option_names(backend)
+    for name in options:
+        if name in _manager_parameters():
+            key = next((key for key, spec in KEYS.items() if spec.field == name), None)
+            hint = f"Use the key {key!r} instead." if key else "OPTIONS go to the backend alone."
+        elif known is not None and name not in known:
+            close = difflib.get_close_matches(name.lower(), sorted(known), n=1)
+            hint = (
+                f"Did you mean {close[0]!r}?"
+                if close
+                else f"Its options: {', '.join(sorted(known)) or 'none'}."
+            )
+        else:
+            continue
+        yield Problem(
+            ProblemId.UNKNOWN_OPTION,
+            f"{where}['OPTIONS'] has {name!r}, which is not an option of the backend "
+            f"{_short(backend)}.",
+            hint,
+        )
+    context = options.get("mp_context")
+    method = getattr(context, "get_start_method", lambda: context)()
+    if method == "fork":
+        yield Problem(
+            ProblemId.FORK_REFUSED,
+            f"{where}['OPTIONS']['mp_context'] asks for 'fork', which is refused: forking a "
+            "threaded server copies its locks, listening sockets and database connections.",
+            "Leave it out, or use 'forkserver' or 'spawn'; 'preload' shares memory as fork does.",
+        )
+
+
+def _option_names(backend: Any) -> frozenset[str] | None:
+    """The options of a backend; ``None`` if they, or the backend itself, cannot be known."""
+    try:
+        backend_class: type[Backend] = resolve(backend)
+    except UnsupportedBackendError:
+        return None
+    return backend_class.option_names()
+
+
+@cache
+def _manager_parameters() -> frozenset[str]:
+    parameters = inspect.signature(LeasedExecutorManager).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def _short(value: object) -> str:
+    shortened = reprlib.Repr()
+    shortened.maxstring = shortened.maxother = 100
+    return shortened.repr(value)

@@ -1,0 +1,49 @@
+"""Leasing and running calls, with no Django inside.
+
+One call, from ``await manager.run(fn, x)`` to its result, when a worker is idle::
+
+    caller (its own loop)            Dispatcher (one lock)        worker process
+      encode fn, x
+      begin(call) ----------------->  idle slot? take it
+      worker.begin(call) -- frame on the worker's own socket --->  fn(x)
+      await call.future                                              |
+      reader callback <----------------- outcome frame -------------+
+        call_ended(call) ---------->  next in line? else idle
+        (begins the next call here)
+        decode, set the future
+
+When none is idle, the call joins the line, encoded; the reader callback that frees a worker hands
+it its next call. A caller on another loop, or a blocking one, is told on its own thread and drives
+the worker from there.
+
+Who owns what:
+
+* ``LeasedExecutorManager`` (manager): the public face; any thread, any loop.
+* ``Dispatcher`` (dispatcher): who has which worker. Its lock guards the line, the slots, the
+  leases and every waiter's state; it is held briefly, and no user code runs under it.
+* ``Line`` (line): the first-in-first-out order and the idle slots; no lock of its own.
+* ``Supervisor`` (supervisor): starts, replaces, sizes and ends; runs on the housekeeper's thread.
+* ``Housekeeper`` (housekeeper): the thread; descriptors, timers, deadlines. No user code.
+* ``Notifier`` (events): the thread for user code: log handlers, subscribers, ``size_provider``.
+* a worker's socket: whoever holds the slot drives it, on one thread at a time.
+"""
+
+from __future__ import annotations
+
+from .config import ExecutorBackend, ProcessLoggingConfig
+from .events import Event
+from .lease import ExecutorLease
+from .manager import LeasedExecutorManager
+from .stats import LeaseStats, ManagerStats, PoolStats, WorkerStats
+
+__all__ = [
+    "Event",
+    "ExecutorBackend",
+    "ExecutorLease",
+    "LeaseStats",
+    "LeasedExecutorManager",
+    "ManagerStats",
+    "PoolStats",
+    "ProcessLoggingConfig",
+    "WorkerStats",
+]

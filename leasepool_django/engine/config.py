@@ -1,0 +1,150 @@
+"""The validated, frozen configuration of a manager.
+
+``LeasedExecutorManager`` builds one ``ManagerConfig`` from its arguments; every bad value is
+refused here, naming the argument and the value. Durations are seconds. Nothing here starts
+anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["ExecutorBackend", "ManagerConfig", "ProcessLoggingConfig", "duration", "positive_int"]
+
+
+class ExecutorBackend(StrEnum):
+    """The backends known by name; any other is a dotted path of an executor class."""
+
+    PROCESS = "process"
+    THREAD = "thread"
+    INLINE = "inline"
+
+
+@dataclass(frozen=True)
+class ProcessLoggingConfig:
+    """How log records of worker processes reach this process.
+
+    ``level``: the lowest level forwarded; ``target_logger``: handles every record (default: the
+    logger of the record's own name); ``clear_child_handlers``: whether handlers configured in the
+    worker are removed, so that a record is not written twice.
+    """
+
+    enabled: bool = True
+    level: int | str = logging.INFO
+    target_logger: logging.Logger | str | None = None
+    clear_child_handlers: bool = True
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Return ``value`` if it is a true integer above zero; ``TypeError``/``ValueError`` if not."""
+    if type(value) is not int:
+        raise TypeError(f"{name} must be an integer, not {value!r}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}.")
+    return value
+
+
+def duration(name: str, value: Any, *, minimum: float | None = None) -> float:
+    """Return ``value`` (seconds) as a float if it is finite and above zero.
+
+    With ``minimum``, a value equal to it is allowed as well.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number of seconds, not {value!r}.")
+    if minimum is not None:
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum:g} seconds, not {value!r}.")
+    elif value <= 0:
+        raise ValueError(f"{name} must be more than 0 seconds, not {value!r}.")
+    return float(value)
+
+
+def optional_duration(name: str, value: Any) -> float | None:
+    """``None``, or what ``duration`` allows."""
+    return None if value is None else duration(name, value)
+
+
+def _instance(name: str, value: Any, kinds: Any, what: str) -> None:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {what}, not {value!r}.")
+
+
+def log_level(name: str, value: Any) -> int:
+    """Return the number of a logging level given as a number or a name such as ``"INFO"``."""
+    if type(value) is int:
+        if value >= 0:
+            return value
+    elif isinstance(value, str):
+        number = logging.getLevelNamesMapping().get(value.upper())
+        if number is not None:
+            return number
+    raise ValueError(f"{name} must be a logging level such as 20 or 'INFO', not {value!r}.")
+
+
+@dataclass(frozen=True)
+class ManagerConfig:
+    """What a manager was asked for, checked. See ``LeasedExecutorManager`` for the meanings."""
+
+    max_pools: int
+    min_pools: int = 1
+    workers_per_pool: int = 4
+    units_per_pool: int = 10
+    size_provider: Callable[[], int] | None = None
+    check_interval: float = 120.0
+    default_lease_seconds: float = 300.0
+    lease_grace_seconds: float = 15.0
+    name_prefix: str = "leasepool"
+    logger: logging.Logger | None = None
+    process_logging: ProcessLoggingConfig | None = None
+    acquire_timeout: float | None = None
+    max_waiting: int | None = None
+    call_timeout: float | None = None
+    shutdown_grace_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_pools", "min_pools", "workers_per_pool", "units_per_pool"):
+            positive_int(name, getattr(self, name))
+        if self.min_pools > self.max_pools:
+            raise ValueError(
+                f"min_pools must not be above max_pools, but {self.min_pools} > {self.max_pools}."
+            )
+        if self.max_waiting is not None:
+            positive_int("max_waiting", self.max_waiting)
+        for name in ("check_interval", "default_lease_seconds"):
+            duration(name, getattr(self, name))
+        for name in ("lease_grace_seconds", "shutdown_grace_seconds"):
+            duration(name, getattr(self, name), minimum=0)
+        for name in ("acquire_timeout", "call_timeout"):
+            optional_duration(name, getattr(self, name))
+        if self.size_provider is not None and not callable(self.size_provider):
+            raise TypeError(f"size_provider must be callable, not {self.size_provider!r}.")
+        _instance("name_prefix", self.name_prefix, str, "a string")
+        if not self.name_prefix:
+            raise ValueError("name_prefix must not be empty.")
+        _instance("logger", self.logger, (logging.Logger, type(None)), "a logging.Logger")
+        _instance(
+            "process_logging",
+            self.process_logging,
+            (ProcessLoggingConfig, type(None)),
+            "a ProcessLoggingConfig",
+        )
+        if self.process_logging is not None:
+            logs = self.process_logging
+            _instance("forward_process_logs", logs.enabled, bool, "true or false")
+            _instance(
+                "clear_process_log_handlers", logs.clear_child_handlers, bool, "true or false"
+            )
+            log_level("process_log_level", logs.level)
+            _instance(
+                "process_log_target_logger",
+                logs.target_logger,
+                (logging.Logger, str, type(None)),
+                "a logger or its name",
+            )

@@ -1,0 +1,776 @@
+"""Who gets which worker: the line, the leases and the counts, under the manager's one lock.
+
+Everything here is quick and never blocks, runs no user code, and wakes callers only after the lock
+is free. What takes time (starting and ending workers, watching deadlines) the housekeeper does.
+
+The lock guards: the line and its pools, every slot, every ``LeaseState``, every waiter's state,
+``Worker.leaving``, and the counters. A caller on an event loop is always woken on that loop's own
+thread; one that does not pick up what it was granted within ``PICKUP_SECONDS`` loses it.
+
+Long because taking it apart would spread one lock over several modules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..exceptions import (
+    LeasePoolNotStartedError,
+    LeaseUnavailableError,
+)
+from .events import Event
+from .lease import LeaseState, current_holder
+from .line import (
+    DONE,
+    GONE,
+    GRANTED,
+    RUNNING,
+    WAITING,
+    Call,
+    Line,
+    Pool,
+    Request,
+    Slot,
+    Waiter,
+)
+
+if TYPE_CHECKING:
+    from ..backends.base import Worker
+
+__all__ = ["Dispatcher"]
+
+PICKUP_SECONDS = 5.0
+MAX_DELIVERIES = 3  # workers that may have died of receiving a call before it fails
+
+
+class Due(NamedTuple):
+    """What ``look`` found: when to look again, expiring and expired leases, overdue calls."""
+
+    next_look: float
+    soft: list[LeaseState]
+    hard: list[LeaseState]
+    overdue: list[tuple[Worker, Call]]
+
+
+class Counters:
+    """Totals since the start; guarded by the dispatcher's lock."""
+
+    calls_started = 0
+    calls_finished = 0
+    calls_abandoned = 0
+    leases_granted = 0
+    leases_expired = 0
+    rejected = 0
+    mean_call_seconds = 0.0
+
+
+class Dispatcher:
+    """The account of one manager.
+
+    ``tell`` emits events; ``grow`` asks for another pool; ``retire`` ends the worker of a slot in a
+    closing pool; ``idle_while_closed`` is told of each call and lease that ends after ``close``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_waiting: int | None,
+        tell: Callable[[Event], None],
+        grow: Callable[[], None],
+        retire: Callable[[Slot], None],
+        idle_while_closed: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.lock = threading.Lock()
+        self.line = Line()
+        self.leases: set[LeaseState] = set()
+        self.counters = Counters()
+        self.closed: str | None = "has not been started"  # why no lease can be had, or None
+        self.max_pools = 0
+        self._max_waiting = max_waiting
+        self._tell = tell
+        self._grow = grow
+        self._retire = retire
+        self._idle_while_closed = idle_while_closed
+        self._granted: dict[Waiter, float] = {}  # granted to another loop, and since when
+        self._lease_number = 0
+
+    # -- asking ------------------------------------------------------------------------------------
+
+    def begin(self, call: Call) -> Worker | None:
+        """Give a one-shot call a worker now, or a place at the end of the line."""
+        with self.lock:
+            line = self.line
+            if self.closed is None and not line.waiting:
+                slot = line.take_one()
+                if slot is not None:
+                    slot.call = call
+                    call.slot = slot
+                    call.state = RUNNING
+                    self.counters.calls_started += 1
+                    call.worker = worker = slot.worker
+                    return worker
+            if self.leases:
+                self._refuse_waiting_for_oneself(call, current_holder())
+            self._stand_in_line(call)
+            return None
+
+    def begin_in(self, lease: LeaseState, call: Call) -> Worker | None:
+        """Give a call one of the lease's workers, or a place in the lease's own line."""
+        with self.lock:
+            if not lease.open:
+                raise lease.refusal()
+            call.lease = lease
+            if lease.free and not lease.waiting:
+                slot = lease.free.pop()
+                slot.call = call
+                call.slot = slot
+                call.state = RUNNING
+                self.counters.calls_started += 1
+                call.worker = worker = slot.worker
+                return worker
+            call.state = WAITING
+            call.since = monotonic()
+            lease.waiting.append(call)
+            return None
+
+    def request(self, request: Request, *, wait: bool) -> bool:
+        """Grant a lease now, or (with ``wait``) a place at the end of the line; whether granted."""
+        with self.lock:
+            line = self.line
+            if self.closed is None and not line.waiting:
+                slots = line.take(request.workers)
+                if slots is not None:
+                    request.lease = self._lease(request, slots)
+                    request.state = RUNNING
+                    return True
+            if self.leases and wait:
+                self._refuse_waiting_for_oneself(request, request.holder)
+            self._stand_in_line(request, wait=wait)
+            return False
+
+    def _stand_in_line(self, waiter: Waiter, *, wait: bool = True) -> None:
+        if self.closed is not None:
+            raise LeasePoolNotStartedError(f"The manager {self.name!r} {self.closed}.")
+        waiting = len(self.line.waiting)
+        if not wait or (self._max_waiting is not None and waiting >= self._max_waiting):
+            self.counters.rejected += 1
+            if not wait:
+                why = "every worker is in use, and wait=False was asked for"
+            else:
+                why = f"the line is full ({waiting} waiting, max_waiting={self._max_waiting})"
+            # An idle manager that is too small grows for the next caller even if this one leaves.
+            self._want_pool()
+            raise LeaseUnavailableError(
+                f"No lease of {waiter.workers} worker(s) of {self.name!r} can be had now: {why}. "
+                "Try again later.",
+                waiting=waiting,
+                retry_after=self._estimate(waiting),
+            )
+        waiter.since = monotonic()
+        self.line.join(waiter)
+        if waiting == 0:
+            self._want_pool()
+
+    def _want_pool(self) -> None:
+        if self._may_grow():
+            self._grow()
+
+    def _may_grow(self) -> bool:
+        # One pool at a time: while one warms up nobody knows yet whether it is enough.
+        pools = self.line.pools
+        return len(pools) < self.max_pools and all(pool.warm for pool in pools)
+
+    def _refuse_waiting_for_oneself(self, request: Waiter, holder: object) -> None:
+        held = [lease for lease in self.leases if lease.holder() is holder and not lease.dropped]
+        # One that closes makes room for another.
+        pools = [pool for pool in self.line.pools if not pool.closing]
+        if not held or len(pools) < self.max_pools:
+            return
+        mine = {slot for lease in held for slot in lease.slots}
+        for pool in pools:
+            if sum(slot not in mine for slot in pool.slots) >= request.workers:
+                return
+        lease = held[0]
+        raise LeaseUnavailableError(
+            f"This task already holds lease {lease.lease_id} (owner {lease.owner!r}) of "
+            f"{self.name!r} and asks for another {request.workers} worker(s) that cannot come free "
+            "until it gives the first one back: it would wait for itself. Run the calls on the "
+            "lease it holds, or release that one first.",
+            waiting=len(self.line.waiting),
+        )
+
+    # -- granting ----------------------------------------------------------------------------------
+
+    def _lease(self, request: Request, slots: list[Slot]) -> LeaseState:
+        self._lease_number += 1
+        lease = LeaseState(
+            f"{self.name}-{self._lease_number}",
+            request.owner,
+            slots,
+            request.lease_seconds,
+            request.grace_seconds,
+            request.holder,
+        )
+        for slot in slots:
+            slot.lease = lease
+        self.leases.add(lease)
+        self.counters.leases_granted += 1
+        return lease
+
+    def _assign(
+        self, call: Call, slot: Slot, home: asyncio.AbstractEventLoop | None, wakes: list[Waiter]
+    ) -> bool:
+        """Hand ``slot`` to a waiting call; whether the caller may begin it here and now."""
+        slot.call = call
+        call.slot = slot
+        call.worker = slot.worker
+        self.counters.calls_started += 1
+        if home is not None and call.home is home:
+            call.state = RUNNING
+            return True
+        call.state = GRANTED
+        wakes.append(call)
+        return False
+
+    def _serve(self, wakes: list[Waiter]) -> None:
+        """Give the heads of the line what fits, to be picked up on their own threads."""
+        for waiter, slots in self.line.grants():
+            if isinstance(waiter, Call):
+                self._assign(waiter, slots[0], None, wakes)
+            else:
+                assert isinstance(waiter, Request)
+                waiter.state = GRANTED
+                waiter.lease = self._lease(waiter, slots)
+                wakes.append(waiter)
+        if self.line.waiting:
+            self._want_pool()
+
+    def _wake(self, wakes: list[Waiter]) -> None:
+        """Without the lock: tell each granted waiter; take back what a closed loop was given."""
+        while wakes:
+            waiter = wakes.pop(0)
+            home = waiter.home
+            if home is None:
+                waiter.wake()
+                continue
+            with self.lock:
+                if waiter.state != GRANTED:
+                    continue
+                self._granted[waiter] = monotonic()
+            try:
+                home.call_soon_threadsafe(self._pick_up, waiter)
+            except RuntimeError:  # the loop is closed: its caller is gone for good
+                with self.lock:
+                    self._take_back(waiter, None, wakes)
+
+    def _pick_up(self, waiter: Waiter) -> None:
+        """On the waiter's own loop: take what was granted, unless it left meanwhile."""
+        with self.lock:
+            self._granted.pop(waiter, None)
+            if waiter.state != GRANTED:
+                waiter.wake()
+                return
+            waiter.state = RUNNING
+        if isinstance(waiter, Call):
+            assert waiter.worker is not None
+            assert waiter.home is not None
+            waiter.worker.begin(waiter, waiter.home, eager=False)
+        else:
+            waiter.wake()
+
+    def take_up(self, waiter: Waiter) -> bool:
+        """For a blocking caller that was woken: whether what it was granted is its own."""
+        with self.lock:
+            if waiter.state != GRANTED:
+                return False
+            waiter.state = RUNNING
+            return True
+
+    def _take_back(self, waiter: Waiter, error: BaseException | None, wakes: list[Waiter]) -> None:
+        """Under the lock: pass on a grant that was not picked up."""
+        self._granted.pop(waiter, None)
+        if waiter.state == GRANTED:
+            waiter.state = GONE
+            waiter.error = error
+            self._give_back(waiter, wakes)
+
+    def _give_back(self, waiter: Waiter, wakes: list[Waiter]) -> None:
+        """Under the lock: what ``waiter`` was granted but never used goes to the next."""
+        if isinstance(waiter, Call):
+            slot, waiter.slot = waiter.slot, None
+            self.counters.calls_started -= 1
+            assert slot is not None
+            if slot.call is waiter:  # or its worker has died, and the slot is in other hands
+                slot.call = None
+                self._free(slot, wakes)
+        else:
+            assert isinstance(waiter, Request)
+            assert waiter.lease is not None
+            self._close_lease(waiter.lease, wakes)
+
+    # -- freeing -----------------------------------------------------------------------------------
+
+    def call_ended(
+        self, worker: Worker, call: Call, home: asyncio.AbstractEventLoop | None, *, retiring: bool
+    ) -> Call | None:
+        """See ``Host.call_ended``."""
+        wakes: list[Waiter] | None = None
+        with self.lock:
+            slot = worker.slot
+            worker.calls += 1
+            if call.state == RUNNING:
+                call.state = DONE
+                counters = self.counters
+                counters.calls_finished += 1
+                seconds = monotonic() - call.begun
+                weight = max(0.05, 1 / counters.calls_finished)
+                counters.mean_call_seconds += (seconds - counters.mean_call_seconds) * weight
+            if retiring:
+                worker.leaving = True
+            if slot.worker is not worker:
+                return None  # it is dead, and its slot is in other hands
+            slot.call = None
+            if self.closed is not None:
+                self._idle_while_closed()
+            if worker.leaving:
+                return None
+            lease = slot.lease
+            if lease is not None and lease.open:
+                if not lease.waiting:
+                    lease.free.append(slot)
+                    return None
+                following: Waiter = lease.waiting.popleft()
+            else:
+                waiting = self.line.waiting
+                if lease is None and not slot.pool.closing and waiting:
+                    following = next(iter(waiting))
+                    if following.workers == 1 and isinstance(following, Call):
+                        del waiting[following]
+                    else:
+                        following = call
+                else:
+                    following = call
+                if following is call:  # no quick way: through the pool
+                    wakes = []
+                    self._free(slot, wakes)
+            if following is not call:
+                assert isinstance(following, Call)
+                wakes = []
+                if self._assign(following, slot, home, wakes):
+                    return following
+        if wakes:
+            self._wake(wakes)
+        return None
+
+    def call_undelivered(self, worker: Worker, call: Call, *, suspect: bool = True) -> bool:
+        """Put a call that a dead worker never received back in its place; false if too often."""
+        with self.lock:
+            worker.leaving = True
+            if worker.slot.call is call:
+                worker.slot.call = None
+            if call.state != RUNNING:
+                return True
+            self.counters.calls_started -= 1
+            call.deliveries += suspect
+            if call.deliveries >= MAX_DELIVERIES:
+                call.state = DONE
+                return False
+            call.slot = None
+            call.since = call.since or call.begun or monotonic()  # when it came
+            wakes: list[Waiter] = []
+            if call.lease is not None:
+                if call.lease.open:
+                    call.state = WAITING
+                    waiting = call.lease.waiting
+                    waiting.insert(sum(other.since < call.since for other in waiting), call)
+                    self._serve_lease(call.lease, wakes)
+                else:
+                    call.state = DONE
+                    call.error = call.lease.refusal()
+                    wakes.append(call)
+            elif self.closed is not None:
+                call.state = DONE
+                call.error = LeasePoolNotStartedError(f"The manager {self.name!r} {self.closed}.")
+                wakes.append(call)
+            else:
+                self.line.rejoin(call)
+                self._serve(wakes)
+        self._tell_waiters(wakes)
+        return True
+
+    def _serve_lease(self, lease: LeaseState, wakes: list[Waiter]) -> None:
+        while lease.free and lease.waiting:
+            self._assign(lease.waiting.popleft(), lease.free.pop(), None, wakes)
+
+    def _free(self, slot: Slot, wakes: list[Waiter]) -> None:
+        """Under the lock: a slot with a ready worker and no call goes where it belongs."""
+        lease = slot.lease
+        if lease is not None and lease.open:
+            lease.free.append(slot)
+            self._serve_lease(lease, wakes)
+            return
+        if lease is not None:
+            self._leave_lease(slot, lease)
+        if slot.pool.closing:
+            self._retire(slot)
+            return
+        slot.pool.idle.append(slot)
+        self._serve(wakes)
+
+    def _leave_lease(self, slot: Slot, lease: LeaseState) -> None:
+        lease.slots.discard(slot)
+        slot.lease = None
+
+    def slot_ready(self, slot: Slot, worker: Worker) -> None:
+        """The slot has a worker that can take calls."""
+        wakes: list[Waiter] = []
+        with self.lock:
+            slot.worker = worker
+            slot.ready_at = monotonic()
+            slot.pool.warm = True
+            self._free(slot, wakes)
+        self._wake(wakes)
+
+    def slot_gone(self, slot: Slot) -> bool:
+        """The slot's worker has ended; whether it is to be replaced."""
+        with self.lock:
+            slot.worker = None
+            slot.call = None
+            lease = slot.lease
+            if lease is not None:
+                if slot in lease.free:
+                    lease.free.remove(slot)
+                if not lease.open:
+                    self._leave_lease(slot, lease)
+            pool = slot.pool
+            if slot in pool.idle:
+                pool.idle.remove(slot)
+            if pool.closing:
+                pool.slots.remove(slot)
+                if not pool.slots and pool in self.line.pools:
+                    self.line.pools.remove(pool)
+                    if self.line.waiting:
+                        self._want_pool()
+                return False
+            return True
+
+    # -- leaving -----------------------------------------------------------------------------------
+
+    def abandon(self, waiter: Waiter) -> Worker | None:
+        """The caller is gone: leave the line or give back; returns a worker that must be killed."""
+        wakes: list[Waiter] = []
+        worker = None
+        with self.lock:
+            state = waiter.state
+            waiter.state = GONE if state != DONE else DONE
+            if state == WAITING:
+                self._leave_line(waiter, wakes)
+                self.counters.calls_abandoned += isinstance(waiter, Call)
+            elif state == GRANTED:
+                self._granted.pop(waiter, None)
+                self._give_back(waiter, wakes)
+            elif state == RUNNING:
+                if isinstance(waiter, Call):
+                    self.counters.calls_abandoned += 1
+                    worker = waiter.worker
+                    assert worker is not None
+                    worker.leaving = True
+                else:
+                    assert isinstance(waiter, Request)
+                    assert waiter.lease is not None
+                    self._close_lease(waiter.lease, wakes)
+        self._wake(wakes)
+        return worker
+
+    def leave(self, waiter: Waiter, error: Callable[[], BaseException]) -> bool:
+        """Take a waiter whose time is up out of the line; false if it was granted meanwhile."""
+        wakes: list[Waiter] = []
+        with self.lock:
+            if waiter.state != WAITING:
+                return False
+            waiter.state = GONE
+            self._leave_line(waiter, wakes)
+        waiter.error = error()
+        self._wake(wakes)
+        waiter.wake()
+        return True
+
+    def _leave_line(self, waiter: Waiter, wakes: list[Waiter]) -> None:
+        if isinstance(waiter, Call) and waiter.lease is not None:
+            waiter.lease.waiting.remove(waiter)
+        else:
+            self.line.leave(waiter)
+            self._serve(wakes)  # those behind it may fit where it did not
+
+    # -- leases ------------------------------------------------------------------------------------
+
+    def release(self, lease: LeaseState) -> bool:
+        """Give a lease back. Running calls finish first, waiting ones are refused. Idempotent."""
+        wakes: list[Waiter] = []
+        with self.lock:
+            if not lease.open:
+                return False
+            refused = self._close_lease(lease, wakes)
+        self._refuse(refused, lease.refusal)
+        self._wake(wakes)
+        return True
+
+    def revoke(self, lease: LeaseState) -> list[Worker]:
+        """Take an expired lease away; returns the workers whose calls must be stopped."""
+        wakes: list[Waiter] = []
+        with self.lock:
+            if not lease.open:
+                return []
+            lease.expired = True
+            self.counters.leases_expired += 1
+            calls = [slot.call for slot in lease.slots if slot.call is not None]
+            refused = self._close_lease(lease, wakes)
+            workers = []
+            granted = []
+            for call in calls:
+                if call.state == GRANTED:  # never begun: no reason to kill its worker
+                    self._granted.pop(call, None)
+                    call.state = GONE
+                    call.error = lease.refusal()
+                    self._give_back(call, wakes)
+                    granted.append(call)
+                else:
+                    assert call.worker is not None
+                    call.worker.leaving = True
+                    workers.append(call.worker)
+        self._refuse(refused, lease.refusal)
+        self._tell_waiters(granted)
+        self._wake(wakes)
+        return workers
+
+    def _close_lease(self, lease: LeaseState, wakes: list[Waiter]) -> list[Call]:
+        """Under the lock: idle slots go back now, busy ones as their calls end."""
+        lease.open = False
+        self.leases.discard(lease)
+        if self.closed is not None:
+            self._idle_while_closed()
+        refused = list(lease.waiting)
+        lease.waiting.clear()
+        for call in refused:
+            call.state = GONE
+        free, lease.free = lease.free, []
+        for slot in free:
+            self._leave_lease(slot, lease)
+            if slot.pool.closing:
+                self._retire(slot)
+            else:
+                slot.pool.idle.append(slot)
+        for slot in [slot for slot in lease.slots if slot.worker is None]:
+            self._leave_lease(slot, lease)
+        self._serve(wakes)
+        return refused
+
+    def extend(self, lease: LeaseState, seconds: float) -> None:
+        """Set the soft expiry to ``seconds`` from now."""
+        with self.lock:
+            if not lease.open:
+                raise lease.refusal()
+            lease.soft_expires_at = monotonic() + seconds
+            lease.hard_expires_at = lease.soft_expires_at + lease.grace_seconds
+            lease.soft_expiry_told = False
+
+    # -- pools -------------------------------------------------------------------------------------
+
+    def add_pool(self, pool: Pool) -> None:
+        """Count ``pool``; its workers join by ``slot_ready``."""
+        with self.lock:
+            self.line.pools.append(pool)
+
+    def may_grow(self) -> bool:
+        """Whether another pool may be added for those who wait."""
+        with self.lock:
+            return self._may_grow()
+
+    def lacks_pool(self, target: int) -> bool:
+        """Whether there are fewer than ``target`` pools that stay, and room for another."""
+        with self.lock:
+            pools = self.line.pools
+            return len(pools) < self.max_pools and sum(not p.closing for p in pools) < target
+
+    def close_pools_above(self, target: int) -> None:
+        """Close idle pools until ``target`` are left, unless somebody waits."""
+        with self.lock:
+            pools = self.line.pools
+            surplus = sum(not pool.closing for pool in pools) - target
+            for pool in reversed(pools):
+                if surplus <= 0 or self.line.waiting:
+                    return
+                if not pool.closing and len(pool.idle) == len(pool.slots):
+                    surplus -= 1
+                    pool.closing = True
+                    idle, pool.idle = pool.idle, []
+                    for slot in idle:
+                        self._retire(slot)
+
+    # -- ending ------------------------------------------------------------------------------------
+
+    def close(self, why: str) -> None:
+        """Refuse all who wait and all who come from now on; calls that run go on."""
+        with self.lock:
+            self.closed = why
+            refused: list[Waiter] = list(self.line.waiting)
+            self.line.waiting.clear()
+            for waiter in refused:
+                waiter.state = GONE
+        self._refuse(refused, lambda: LeasePoolNotStartedError(f"The manager {self.name!r} {why}."))
+
+    def discard(self) -> None:
+        """After a fork, in the child: the workers are the parent's, and so are all leases."""
+        self.lock = threading.Lock()  # a thread that is not in this process may have held the other
+        self.closed = "belongs to the parent of this process"
+        for lease in self.leases:
+            lease.inherited = True
+            lease.open = False
+
+    def working(self, *, leases: bool) -> bool:
+        """Whether a call runs or waits in its lease, or with ``leases``: whether one is held."""
+        with self.lock:
+            if leases and self.leases:
+                return True
+            return any(lease.waiting for lease in self.leases) or any(
+                slot.call is not None for pool in self.line.pools for slot in pool.slots
+            )
+
+    def end(self) -> list[Worker]:
+        """Close all leases and pools; returns the workers that still run calls, to be killed."""
+        wakes: list[Waiter] = []
+        refused: list[Call] = []
+        granted: list[Call] = []
+
+        def error() -> LeasePoolNotStartedError:
+            return LeasePoolNotStartedError(f"The manager {self.name!r} is stopping.")
+
+        with self.lock:
+            for pool in self.line.pools:
+                pool.closing = True
+            for lease in list(self.leases):
+                refused += self._close_lease(lease, wakes)
+            busy = []
+            for pool in self.line.pools:
+                idle, pool.idle = pool.idle, []
+                for slot in idle:
+                    self._retire(slot)
+                for slot in pool.slots:
+                    call = slot.call
+                    if call is None or slot.worker is None:
+                        continue
+                    if call.state == GRANTED:
+                        self._granted.pop(call, None)
+                        call.state = GONE
+                        call.error = error()
+                        slot.call = call.slot = None
+                        self.counters.calls_started -= 1
+                        self._retire(slot)
+                        granted.append(call)
+                    else:
+                        slot.worker.leaving = True
+                        busy.append(slot.worker)
+        self._refuse(refused, error)
+        self._tell_waiters(granted)
+        return busy
+
+    def _refuse(self, refused: list[Any], error: Callable[[], BaseException]) -> None:
+        for waiter in refused:
+            waiter.error = error()
+        self._tell_waiters(refused)
+
+    def _tell_waiters(self, waiters: list[Any]) -> None:
+        """Without the lock: wake those with an error, and those granted in the usual way."""
+        granted = [waiter for waiter in waiters if waiter.state == GRANTED]
+        for waiter in waiters:
+            if waiter.state == GRANTED:
+                continue
+            if waiter.home is None:
+                waiter.wake()
+                continue
+            try:
+                waiter.home.call_soon_threadsafe(waiter.wake)
+            except RuntimeError:
+                continue  # the loop is closed: nobody is left to tell
+        self._wake(granted)
+
+    # -- what the housekeeper looks after ----------------------------------------------------------
+
+    def look(self, now: float) -> Due:
+        """Find what is due at ``now`` (monotonic), and condemn the workers of overdue calls."""
+        due = math.inf
+        soft: list[LeaseState] = []
+        hard: list[LeaseState] = []
+        overdue: list[tuple[Worker, Call]] = []
+        stale: list[Waiter] = []
+        wakes: list[Waiter] = []
+        with self.lock:
+            for lease in self.leases:
+                if lease.hard_expires_at <= now:
+                    hard.append(lease)
+                    continue
+                due = min(due, lease.hard_expires_at)
+                if not lease.soft_expiry_told:
+                    if lease.soft_expires_at <= now:
+                        lease.soft_expiry_told = True
+                        soft.append(lease)
+                    else:
+                        due = min(due, lease.soft_expires_at)
+            for pool in self.line.pools:
+                for slot in pool.slots:
+                    call, worker = slot.call, slot.worker
+                    if call is None or worker is None or call.state != RUNNING or worker.leaving:
+                        continue
+                    deadline = worker.deadline
+                    late = deadline is not None and deadline <= now
+                    if late or (call.home is not None and call.home.is_closed()):
+                        worker.leaving = True
+                        overdue.append((worker, call))
+                    elif deadline is not None:
+                        due = min(due, deadline)
+            for waiter, since in self._granted.items():
+                if since + PICKUP_SECONDS <= now:
+                    stale.append(waiter)
+                else:
+                    due = min(due, since + PICKUP_SECONDS)
+            for waiter in stale:
+                error = LeaseUnavailableError(
+                    f"What was granted to this caller of {self.name!r} was not picked up within "
+                    f"{PICKUP_SECONDS:g} s, because its event loop did not run; it went to the "
+                    "next in line. Do not block or stop the loop while awaiting a worker.",
+                )
+                self._take_back(waiter, error, wakes)
+        self._wake(wakes)
+        return Due(due, soft, hard, overdue)
+
+    def expire_softly(self, lease: LeaseState) -> None:
+        """Tell that a lease has passed its soft expiry."""
+        self._tell(
+            Event(
+                "lease_expiring",
+                self.name,
+                f"lease {lease.lease_id} (owner {lease.owner!r}) is past its "
+                f"{lease.lease_seconds:g} s and will be revoked in {lease.grace_seconds:g} s; "
+                "extend() renews it",
+                logging.WARNING,
+                {"lease_id": lease.lease_id, "owner": lease.owner},
+            )
+        )
+
+    def _estimate(self, ahead: int) -> float:
+        """Under the lock: seconds until someone with ``ahead`` callers before it has a worker."""
+        workers = sum(len(pool.slots) for pool in self.line.pools) or 1
+        return (ahead + 1) * self.counters.mean_call_seconds / workers
+
+    def estimated_wait(self) -> float:
+        """Seconds a caller who joins the line now may expect to wait, from recent call times."""
+        with self.lock:
+            return self._estimate(len(self.line.waiting))

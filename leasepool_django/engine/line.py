@@ -1,0 +1,214 @@
+"""The strict first-in-first-out line, and the account of which worker is where.
+
+Pure bookkeeping: no thread, no lock, no clock, no I/O, so that it can be checked against a model.
+The ``Dispatcher`` calls everything here under its lock. A worker's place is a ``Slot``; at any
+moment a slot is in exactly one of these: its pool's ``idle`` list, a lease, a running call, or
+out of service (no ready worker).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextvars import Context
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import _thread
+
+    from ..backends.base import Worker
+    from .lease import LeaseState
+
+__all__ = ["Call", "Line", "Pool", "Request", "Slot", "Waiter"]
+
+NEW = 0
+WAITING = 1  # in the line, or in a lease's own line
+GRANTED = 2  # given to another loop or thread that has not picked it up yet
+RUNNING = 3  # a call on its worker; a request whose lease is in the caller's hands
+DONE = 4
+GONE = 5  # cancelled, timed out or withdrawn; whoever holds it must not act on it any more
+
+
+class Waiter:
+    """Someone who wants workers: a one-shot call or a request for a lease.
+
+    ``home`` is the event loop the caller awaits on, ``None`` for a blocking caller; ``future`` and
+    ``wakeup`` are how each is woken. All fields but those two are guarded by the dispatcher's lock
+    until the state is DONE or GONE.
+    """
+
+    state = NEW
+    workers = 1
+    owner: str | None = None
+    error: BaseException | None = None
+    future: asyncio.Future[None] | None = None
+    wakeup: _thread.LockType | None = None
+    since = 0.0  # when it came (monotonic), once it has to wait
+
+    def __init__(self, home: asyncio.AbstractEventLoop | None) -> None:
+        self.home = home
+
+    def wake(self) -> None:
+        """Let the caller go on. On the home loop's thread, or for a blocking caller on any."""
+        if self.home is None:
+            if self.wakeup is not None:
+                try:
+                    self.wakeup.release()
+                except RuntimeError:
+                    pass  # told before, and has not looked yet
+        elif self.future is not None and not self.future.done():
+            self.future.set_result(None)
+
+
+class Call(Waiter):
+    """One function call: encoded on its way out, then its outcome (``value`` or ``error``)."""
+
+    value: Any = None
+    slot: Slot | None = None
+    # The worker it was given with the slot: the slot may have another one by now, this one dead.
+    worker: Worker | None = None
+    lease: LeaseState | None = None
+    context: Context | None = None
+    begun = 0.0
+    deliveries = 0
+
+    def __init__(
+        self,
+        home: asyncio.AbstractEventLoop | None,
+        function: Any,
+        payload: Any,
+        timeout: float | None,
+    ) -> None:
+        self.home = home
+        self.function = function
+        self.payload = payload
+        self.timeout = timeout
+
+    @property
+    def function_name(self) -> str:
+        """What to call the function in messages and snapshots; never shows argument values."""
+        function = getattr(self.function, "func", self.function)  # functools.partial
+        module = getattr(function, "__module__", None) or type(function).__module__
+        name = getattr(function, "__qualname__", None) or type(function).__qualname__
+        return f"{module}.{name}"
+
+
+class Request(Waiter):
+    """A request for a lease of ``workers`` workers of one pool."""
+
+    lease: LeaseState | None = None
+
+    def __init__(
+        self,
+        home: asyncio.AbstractEventLoop | None,
+        workers: int,
+        owner: str | None,
+        lease_seconds: float,
+        grace_seconds: float,
+        holder: object,
+    ) -> None:
+        super().__init__(home)
+        self.workers = workers
+        self.owner = owner
+        self.lease_seconds = lease_seconds
+        self.grace_seconds = grace_seconds
+        self.holder = holder
+
+
+class Slot:
+    """A worker's place in its pool, and who uses it."""
+
+    __slots__ = ("call", "failures", "lease", "pool", "ready_at", "worker")
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.worker: Worker | None = None
+        self.lease: LeaseState | None = None
+        self.call: Call | None = None
+        self.failures = 0  # times in a row that its worker failed to start, or died unused
+        self.ready_at = 0.0
+
+
+class Pool:
+    """``size`` slots that are started, sized and counted together."""
+
+    def __init__(self, number: int, size: int) -> None:
+        self.number = number
+        self.slots = [Slot(self) for _ in range(size)]
+        self.idle: list[Slot] = []
+        self.closing = False
+        self.warm = False  # whether one of its workers has ever been ready
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any worker of this pool is leased or runs a call."""
+        return any(slot.lease is not None or slot.call is not None for slot in self.slots)
+
+
+class Line:
+    """Who waits, in order, and which slots are idle."""
+
+    def __init__(self) -> None:
+        self.pools: list[Pool] = []
+        self.waiting: OrderedDict[Waiter, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def take(self, workers: int) -> list[Slot] | None:
+        """Remove ``workers`` idle slots of one pool, the fullest pool that has them."""
+        best: Pool | None = None
+        for pool in self.pools:
+            free = len(pool.idle)
+            if free >= workers and (best is None or free < len(best.idle)):
+                best = pool
+        if best is None:
+            return None
+        taken = best.idle[-workers:]
+        del best.idle[-workers:]
+        return taken
+
+    def take_one(self) -> Slot | None:
+        """``take(1)`` without the list."""
+        best: list[Slot] | None = None
+        for pool in self.pools:
+            idle = pool.idle
+            if idle and (best is None or len(idle) < len(best)):
+                best = idle
+        return best.pop() if best is not None else None
+
+    def join(self, waiter: Waiter) -> None:
+        """Stand at the end of the line."""
+        waiter.state = WAITING
+        self.waiting[waiter] = None
+
+    def rejoin(self, waiter: Waiter) -> None:
+        """Stand where it stood before: only for a call that no worker has received.
+
+        Nobody in line came before it but others that came back like this, so the way is short.
+        """
+        ahead = list(takewhile(lambda other: other.since < waiter.since, self.waiting))
+        self.join(waiter)
+        for each in (waiter, *reversed(ahead)):
+            self.waiting.move_to_end(each, last=False)
+
+    def leave(self, waiter: Waiter) -> None:
+        """Leave the line, wherever in it."""
+        del self.waiting[waiter]
+
+    @property
+    def head(self) -> Waiter | None:
+        """The first in line."""
+        return next(iter(self.waiting)) if self.waiting else None
+
+    def grants(self) -> Iterator[tuple[Waiter, list[Slot]]]:
+        """Give the head of the line what it asks for, as long as that fits."""
+        while self.waiting:
+            head = next(iter(self.waiting))
+            slots = self.take(head.workers)
+            if slots is None:
+                return
+            del self.waiting[head]
+            yield head, slots

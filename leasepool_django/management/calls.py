@@ -1,0 +1,204 @@
+"""Calls that are named in text: a function's dotted path and its arguments as JSON.
+
+Used by the ``leasepool`` command. ``parse_calls`` and ``find_function`` run in the command's own
+process and refuse what could never run; ``run_call`` is what travels to the worker. Workers import
+this module, so it stays light.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from ..worker import in_worker
+
+__all__ = ["Call", "Failure", "Outcome", "find_function", "parse_calls", "run_call"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the function, as given on the command line."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def text(self, name: str) -> str:
+        """The call as Python would write it: ``count_primes(20000)``."""
+        parts = [repr(value) for value in self.args]
+        parts += [f"{key}={value!r}" for key, value in self.kwargs.items()]
+        return f"{name}({', '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception that ended a call, as text."""
+
+    type_name: str
+    message: str
+    traceback_text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended: the process that ran it, seconds it took there, and what came of it.
+
+    ``pid`` and ``seconds`` are ``None`` where the worker could not tell, because it was stopped or
+    died. ``result`` means nothing when there is a ``failure``.
+    """
+
+    pid: int | None
+    seconds: float | None
+    result: Any = None
+    failure: Failure | None = None
+
+
+def parse_calls(
+    arguments: Sequence[str], lists: Sequence[str], kwargs_text: str | None
+) -> list[Call]:
+    """Return the calls that the command line asks for; one without arguments if it names none.
+
+    Each of ``arguments`` is one call with one argument: JSON where it parses as JSON, otherwise
+    the string itself. Each of ``lists`` is one call with the items of that JSON list. The JSON
+    object ``kwargs_text`` gives keyword arguments to every call. Raises ``ValueError`` with a
+    sentence for the user.
+    """
+    kwargs: dict[str, Any] = {}
+    if kwargs_text is not None:
+        kwargs = _json_of_type(dict, "--kwargs", kwargs_text, "an object such as '{\"limit\": 10}'")
+    calls = [Call((_value(text),), kwargs) for text in arguments]
+    for text in lists:
+        items = _json_of_type(list, "--args", text, "a list such as '[1, \"two\"]'")
+        calls.append(Call(tuple(items), kwargs))
+    return calls or [Call((), kwargs)]
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        return text
+
+
+def _json_of_type(kind: type, option: str, text: str, wanted: str) -> Any:
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise ValueError(f"{option} {text!r} is not JSON: {error}.") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{option} takes {wanted}, not {text!r}.")
+    return value
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a JSON value")
+
+
+def find_function(path: str) -> Callable[..., Any]:
+    """Import what ``path`` names: ``package.module.function``, or an attribute deeper down.
+
+    Raises ``ValueError`` with a sentence for the user when it cannot be imported or cannot run in
+    a worker.
+    """
+    found = _import_path(path)
+    if not callable(found):
+        raise ValueError(f"{path!r} is {_a(type(found).__name__)}, not a function.")
+    fn: Callable[..., Any] = found
+    if inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
+        raise ValueError(
+            f"{path!r} is a coroutine function; a worker runs plain functions, so name one "
+            "written with 'def'."
+        )
+    if inspect.isgeneratorfunction(fn):
+        raise ValueError(
+            f"{path!r} is a generator function, whose result cannot leave the worker; let it "
+            "return a list."
+        )
+    return fn
+
+
+def _import_path(path: str) -> Any:
+    names = path.split(".")
+    if len(names) < 2 or not all(name.isidentifier() for name in names):
+        raise ValueError(f"{path!r} is not a dotted path such as 'package.module.function'.")
+    found: Any = _import_module(names[0], path)
+    if found is None:
+        raise ValueError(f"Cannot import {path!r}: there is no module {names[0]!r}.")
+    for depth, name in enumerate(names[1:], start=1):
+        owner = found
+        try:
+            found = getattr(owner, name)
+            continue
+        except AttributeError:
+            found = None
+        if isinstance(owner, ModuleType):
+            found = _import_module(".".join(names[: depth + 1]), path)
+        if found is None:
+            where = ".".join(names[:depth])
+            close = difflib.get_close_matches(name, dir(owner), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ValueError(f"Cannot import {path!r}: {where!r} has no {name!r}{hint}")
+    return found
+
+
+def _import_module(module: str, path: str) -> ModuleType | None:
+    """The module, or ``None`` where there is no such module."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            return None
+        cause: Exception = error
+    except Exception as error:  # noqa: BLE001 - a module may raise anything while imported
+        cause = error
+    raise ValueError(
+        f"Cannot import {path!r}: importing {module!r} raised {type(cause).__name__}: {cause}"
+    ) from cause
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+
+
+def run_call(path: str, call: Call, *, prints_to_stderr: bool) -> Outcome:
+    """Run one call in this process, normally a worker.
+
+    An ``Exception`` of the function is part of the outcome, with the traceback that starts in the
+    function. With ``prints_to_stderr`` what the function prints in a worker goes to standard error.
+    """
+    fn = find_function(path)
+    # A worker runs one call at a time. Elsewhere the stream belongs to other threads as well.
+    redirect = prints_to_stderr and in_worker()
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr) if redirect else contextlib.nullcontext():
+        try:
+            result, failure = fn(*call.args, **call.kwargs), None
+        except Exception as error:  # noqa: BLE001 - the function may raise anything
+            result, failure = None, _failure(error)
+    return Outcome(os.getpid(), time.perf_counter() - start, result, failure)
+
+
+def _failure(error: Exception) -> Failure:
+    inside = error.__traceback__.tb_next if error.__traceback__ else None
+    lines = traceback.format_exception(type(error), error, inside)
+    return Failure(type_name(error), str(error), "".join(lines))
+
+
+def type_name(error: BaseException) -> str:
+    """The name by which a reader knows an exception class: ``ValueError``, ``shop.OutOfStock``."""
+    kind = type(error)
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else (f"{kind.__module__}.{kind.__qualname__}")
+    )

@@ -1,0 +1,365 @@
+"""``manage.py leasepool run``: call a function of the project in leased workers.
+
+Exit status: 0 when every call succeeded, 1 when one failed or no worker could be had, 2 for a
+mistake on the command line (found before any worker starts), 130 and 143 after Ctrl-C and SIGTERM,
+141 when nobody reads the results any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from ...backends.base import Backend, resolve
+from ...engine import ExecutorLease, LeasedExecutorManager
+from ...exceptions import (
+    CallTimeoutError,
+    LeasePoolError,
+    NotPicklableError,
+    RemoteError,
+    WorkerCrashedError,
+    WorkerStartError,
+)
+from ...handler import UnknownAliasError, pools
+from ..calls import (
+    Call,
+    Failure,
+    Outcome,
+    find_function,
+    parse_calls,
+    run_call,
+    type_name,
+)
+from ..report import Report
+
+_USAGE_MISTAKE = 2
+_INTERRUPTED = 130
+_TERMINATED = 143
+_OUTPUT_CLOSED = 141
+
+
+class _SubcommandParser(CommandParser):
+    """Lets options stand between the positional arguments: ``run f --workers 2 10 20``."""
+
+    _splitting = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._splitting:
+            return super().parse_known_args(args, namespace)
+        self._splitting = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._splitting = False
+
+
+class Command(BaseCommand):
+    """``manage.py leasepool``, one method for each subcommand."""
+
+    help = "Run functions of the project in leased workers."
+
+    _has_own_process = False
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Called by ``manage.py``, which ends with this command; ``call_command`` does not."""
+        self._has_own_process = True
+        super().run_from_argv(argv)
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Describe the subcommands."""
+        subcommands = parser.add_subparsers(
+            dest="subcommand", metavar="SUBCOMMAND", required=True, parser_class=_SubcommandParser
+        )
+        run = subcommands.add_parser(
+            "run",
+            help="call one function, once for each argument, at the same time",
+            description="Call a function in leased workers: once for each ARG, all within one "
+            "lease, at most one call per worker at a time. Results are printed in order.",
+        )
+        _add_common_options(run)
+        run.set_defaults(handle_subcommand=self.handle_run)
+        run.add_argument("function", metavar="DOTTED.PATH", help="such as shop.scoring.score")
+        run.add_argument(
+            "arguments",
+            metavar="ARG",
+            nargs="*",
+            help="one call with this argument: JSON where it parses as JSON, else the text itself",
+        )
+        run.add_argument(
+            "--args",
+            dest="lists",
+            metavar="'[...]'",
+            action="append",
+            default=[],
+            help="one call with these positional arguments, a JSON list; repeat for more calls",
+        )
+        run.add_argument(
+            "--kwargs",
+            metavar="'{...}'",
+            help="keyword arguments for every call, a JSON object",
+        )
+        run.add_argument(
+            "--pool", default="default", metavar="ALIAS", help="which pool of settings.LEASEPOOL"
+        )
+        run.add_argument(
+            "--workers",
+            type=_count,
+            metavar="N",
+            help="how many workers to lease (default: a whole pool)",
+        )
+        run.add_argument(
+            "--timeout",
+            type=_seconds,
+            metavar="SECONDS",
+            help="stop a call that runs longer (default: the pool's CALL_TIMEOUT)",
+        )
+        run.add_argument(
+            "--acquire-timeout",
+            type=_seconds,
+            metavar="SECONDS",
+            help="how long to wait for a lease (default: the pool's ACQUIRE_TIMEOUT)",
+        )
+        run.add_argument(
+            "--json",
+            dest="as_json",
+            action="store_true",
+            help="print one JSON object a line; what the function prints goes to standard error",
+        )
+        run.add_argument("--no-progress", action="store_true", help="draw no progress bar")
+        run.add_argument(
+            "--compare-serial",
+            action="store_true",
+            help="afterwards make the same calls one by one in this process and compare the times",
+        )
+
+    def handle(self, *_args: Any, **options: Any) -> None:
+        """Hand over to the subcommand."""
+        options["handle_subcommand"](options)
+
+    def handle_run(self, options: dict[str, Any]) -> None:
+        """``leasepool run``: refuse what could never run, make the calls, report."""
+        path: str = options["function"]
+        try:
+            find_function(path)
+            calls = parse_calls(options["arguments"], options["lists"], options["kwargs"])
+            manager = _manager(options["pool"], options["workers"])
+        except (ValueError, UnknownAliasError, ImproperlyConfigured) as mistake:
+            raise CommandError(str(mistake), returncode=_USAGE_MISTAKE) from mistake
+        report = Report(
+            path.rpartition(".")[2],
+            calls,
+            self.stdout,
+            self.stderr,
+            as_json=options["as_json"],
+            progress=self.stderr.isatty() and not options["no_progress"],
+        )
+        leave = partial(self._leave, resolve(manager.backend))
+        with self._stopped_by_signals(report, leave), self._stopped_by_closed_output(leave):
+            seconds = asyncio.run(self._run_leased(manager, path, calls, options, report))
+            if options["compare_serial"]:
+                start = time.perf_counter()
+                for call in calls:
+                    run_call(path, call, prints_to_stderr=options["as_json"])
+                report.comparison(seconds=seconds, serial_seconds=time.perf_counter() - start)
+        if report.failed:
+            raise CommandError(f"{report.failed} of {len(calls)} calls failed.")
+
+    async def _run_leased(
+        self,
+        manager: LeasedExecutorManager,
+        path: str,
+        calls: Sequence[Call],
+        options: dict[str, Any],
+        report: Report,
+    ) -> float:
+        """Make the calls within one lease and return the seconds they took together."""
+        was_running = manager.started
+        try:
+            start = time.perf_counter()
+            await manager.start()
+            start_seconds = time.perf_counter() - start
+            async with manager.lease(
+                owner=f"manage.py leasepool run {path}",
+                lease_seconds=math.inf,
+                timeout=options["acquire_timeout"],
+                workers=options["workers"],
+            ) as lease:
+                start = time.perf_counter()
+                async with asyncio.TaskGroup() as tasks:
+                    for index, call in enumerate(calls):
+                        tasks.create_task(self._run_one(lease, path, index, call, options, report))
+                seconds = time.perf_counter() - start
+        except LeasePoolError as error:
+            report.close()
+            if isinstance(error, WorkerStartError) and error.traceback_text:
+                self.stderr.write(error.traceback_text)
+            raise CommandError(f"{type_name(error)}: {error}") from error
+        finally:
+            report.close()
+            if not was_running:
+                await manager.stop(grace=0)
+        report.summary(
+            seconds=seconds,
+            start_seconds=start_seconds,
+            workers=lease.workers,
+            pool=options["pool"],
+        )
+        return seconds
+
+    async def _run_one(
+        self,
+        lease: ExecutorLease,
+        path: str,
+        index: int,
+        call: Call,
+        options: dict[str, Any],
+        report: Report,
+    ) -> None:
+        as_json: bool = options["as_json"]
+        timeout: float | None = options["timeout"]
+        within = lease if timeout is None else lease.options(call_timeout=timeout)
+        try:
+            outcome = await within.run(run_call, path, call, prints_to_stderr=as_json)
+        except Exception as error:  # noqa: BLE001 - one call's error must not hide the others
+            outcome = Outcome(getattr(error, "pid", None), None, failure=_failure(error))
+        report.add(index, outcome)
+
+    @contextlib.contextmanager
+    def _stopped_by_signals(
+        self, report: Report, leave: Callable[[int], NoReturn]
+    ) -> Iterator[None]:
+        """Turn Ctrl-C and SIGTERM into one line and an exit status."""
+        status = _INTERRUPTED
+
+        def terminate(_number: int, frame: FrameType | None) -> None:
+            nonlocal status
+            status = _TERMINATED
+            # Whatever stops the work on Ctrl-C now, asyncio's handler or Python's own, does so
+            # here too; where Ctrl-C is ignored, as in a background job, SIGTERM still is not.
+            interrupt = signal.getsignal(signal.SIGINT)
+            stop = interrupt if callable(interrupt) else signal.default_int_handler
+            stop(signal.SIGINT, frame)
+
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        previous = signal.signal(signal.SIGTERM, terminate) if in_main_thread else None
+        try:
+            yield
+        except KeyboardInterrupt:
+            report.close()
+            what = "Interrupted" if status == _INTERRUPTED else "Terminated"
+            self.stderr.write(f"{what}: the work was stopped.")
+            leave(status)
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGTERM, previous)
+
+    @contextlib.contextmanager
+    def _stopped_by_closed_output(self, leave: Callable[[int], NoReturn]) -> Iterator[None]:
+        """End quietly when the reader of a pipe has left, as in ``… | head -1``."""
+        closed = False
+        try:
+            yield
+        except* BrokenPipeError:
+            closed = True
+        if closed:
+            if self._has_own_process:
+                # Python flushes standard output when it ends, and would complain once more.
+                with Path(os.devnull).open("w") as nowhere:
+                    os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            leave(_OUTPUT_CLOSED)
+
+    def _leave(self, backend: type[Backend], status: int) -> NoReturn:
+        """End with ``status``, at once also where calls cannot be stopped."""
+        self.stdout.flush()
+        self.stderr.flush()
+        if self._has_own_process and not backend.supports_kill:
+            # A normal exit would wait for the functions that still run, in threads or in processes
+            # of the standard library's kind.
+            for child in multiprocessing.active_children():
+                child.kill()
+            os._exit(status)
+        sys.exit(status)
+
+
+def _add_common_options(parser: CommandParser) -> None:
+    """Take the options of all Django commands after the subcommand too, where people put them."""
+    for name in ("--settings", "--pythonpath"):
+        parser.add_argument(name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for name in ("--traceback", "--no-color", "--force-color", "--skip-checks"):
+        parser.add_argument(
+            name, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+    parser.add_argument(
+        "-v", "--verbosity", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+
+
+def _manager(alias: str, workers: int | None) -> LeasedExecutorManager:
+    """The manager of ``alias``, not started; ``ValueError`` when it cannot give the workers."""
+    manager = pools[alias]
+    if workers is not None and workers > manager.workers_per_pool:
+        raise ValueError(
+            f"--workers {workers} is more than the {manager.workers_per_pool} workers of a pool "
+            f"of {alias!r}; a lease is part of one pool."
+        )
+    return manager
+
+
+def _failure(error: Exception) -> Failure:
+    """What to say of an error that is not the function's own ``Exception``.
+
+    Texts that would name ``run_call`` instead of the user's function are put together here.
+    """
+    kind = type(error).__name__
+    match error:
+        case RemoteError(type_name=str(name)):
+            return Failure(name, error.text or "", error.traceback_text or "")
+        case WorkerCrashedError():
+            end = error.signal_name or f"exit code {error.exitcode}"
+            return Failure(kind, f"the worker died during this call ({end})", "")
+        case CallTimeoutError():
+            return Failure(kind, f"stopped after {error.timeout:g} s", "")
+        case NotPicklableError(path=str(path)):
+            where = path.removeprefix("result.")
+            text = f"the result cannot leave the worker: {where} is of type {error.type_name}"
+            return Failure(kind, text, "")
+        case LeasePoolError():
+            return Failure(kind, str(error), "")
+    return Failure(type_name(error), str(error), "".join(traceback.format_exception(error)))
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds

@@ -1,0 +1,327 @@
+"""What views call: ``run_in_pool``, ``with_lease`` and ``offload``, and their blocking twins."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import pkgutil
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from asgiref.sync import iscoroutinefunction
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+
+from .conf import DEFAULT_ALIAS
+from .engine.config import optional_duration
+from .engine.coroutines import coroutine_function
+from .exceptions import LeasePoolNotStartedError, LeaseUnavailableError
+from .handler import pools
+from .middleware import is_no_capacity, no_capacity_response
+
+__all__ = [
+    "OffloadOptions",
+    "OffloadedFunction",
+    "offload",
+    "run_in_pool",
+    "run_in_pool_sync",
+    "with_lease",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R", bound=HttpResponseBase)
+
+
+# As in the engine, those named run are plain functions that return the coroutine, so that the
+# arguments, which may be secret, are in no frame of a traceback.
+
+
+@coroutine_function
+def run_in_pool(
+    fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+) -> Coroutine[None, None, T]:
+    """Run ``fn(*args, **kwargs)`` on one worker of the alias ``"default"`` and return its result.
+
+    Raises what ``fn`` raises, and what ``LeasedExecutorManager.run`` does. Cancelling the awaiting
+    task stops the call.
+    """
+    return pools[DEFAULT_ALIAS].run(fn, *args, **kwargs)
+
+
+def run_in_pool_sync(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """``run_in_pool`` for sync views and other blocking code.
+
+    Raises ``RuntimeError`` on the thread of a running event loop, which it would block.
+    """
+    _refuse_running_loop("run_in_pool_sync(...)", "await run_in_pool(...)")
+    try:
+        run = pools[DEFAULT_ALIAS].prepare_sync(fn, *args, **kwargs)
+    finally:
+        del args, kwargs
+    return run()
+
+
+def _refuse_running_loop(spelling: str, instead: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        f"{spelling} would block the event loop that runs on this thread, and everything it "
+        f"serves, until the call has ended. Use `{instead}` instead."
+    )
+
+
+@dataclass(frozen=True)
+class OffloadOptions(Generic[P, T]):
+    """An offloaded function with its settings: the pool's alias, seconds to wait, owner.
+
+    ``timeout``: seconds to wait for a worker; ``call_timeout``: seconds the call may run;
+    ``None`` in either is as the alias has it.
+    """
+
+    function: Callable[P, T]
+    pool: str = DEFAULT_ALIAS
+    timeout: float | None = None
+    call_timeout: float | None = None
+    owner: str | None = None
+
+    def __post_init__(self) -> None:
+        optional_duration("timeout", self.timeout)
+        optional_duration("call_timeout", self.call_timeout)
+
+    @coroutine_function
+    def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, T]:
+        """Run the function on a worker of its pool and return its result."""
+        options = pools[self.pool].options(
+            timeout=self.timeout, call_timeout=self.call_timeout, owner=self.owner
+        )
+        return options.run(self.function, *args, **kwargs)
+
+    def run_sync(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """``run`` for blocking code; ``RuntimeError`` on the thread of a running event loop."""
+        try:
+            run = self.prepare_sync(*args, **kwargs)
+        finally:
+            del args, kwargs
+        return run()
+
+    def prepare_sync(self, *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
+        """``run_sync`` in two steps: what is returned runs the call."""
+        _refuse_running_loop("run_sync(...)", "await run(...)")
+        options = pools[self.pool].options(
+            timeout=self.timeout, call_timeout=self.call_timeout, owner=self.owner
+        )
+        try:
+            return options.prepare_sync(self.function, *args, **kwargs)
+        finally:
+            del args, kwargs
+
+
+class OffloadedFunction(Generic[P, T]):
+    """A function that knows its pool; called plainly, it is the plain function.
+
+    ``await f.run(...)`` and ``f.run_sync(...)`` run it on a worker, ``f.options(...)`` with other
+    settings. It travels by name as functions do, so ``lease.run(f, ...)`` works too.
+    """
+
+    __wrapped__: Callable[P, T]
+    __name__: str
+    __qualname__: str
+
+    def __init__(
+        self,
+        function: Callable[P, T],
+        *,
+        pool: str = DEFAULT_ALIAS,
+        timeout: float | None = None,
+        call_timeout: float | None = None,
+        owner: str | None = None,
+    ) -> None:
+        if iscoroutinefunction(function):
+            raise TypeError(
+                f"offload() takes plain functions, and {function!r} is a coroutine function. "
+                "Offload the part of it that keeps a processor busy, and await the rest as it is."
+            )
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"offload() takes functions that return their result, and {function!r} is a "
+                "generator function. Return a list."
+            )
+        functools.update_wrapper(self, function)
+        self._options = OffloadOptions(self, pool, timeout, call_timeout, owner)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the function here and now."""
+        return self.__wrapped__(*args, **kwargs)
+
+    @coroutine_function
+    def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, T]:
+        """Run the function on a worker of its pool and return its result."""
+        return self._options.run(*args, **kwargs)
+
+    def run_sync(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """``run`` for blocking code; ``RuntimeError`` on the thread of a running event loop."""
+        try:
+            run = self._options.prepare_sync(*args, **kwargs)
+        finally:
+            del args, kwargs
+        return run()
+
+    def options(
+        self,
+        *,
+        pool: str | None = None,
+        timeout: float | None = None,
+        call_timeout: float | None = None,
+        owner: str | None = None,
+    ) -> OffloadOptions[P, T]:
+        """Return the function with other settings; what is left out stays as it is."""
+        mine = self._options
+        return OffloadOptions(
+            self,
+            mine.pool if pool is None else pool,
+            mine.timeout if timeout is None else timeout,
+            mine.call_timeout if call_timeout is None else call_timeout,
+            mine.owner if owner is None else owner,
+        )
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        path = f"{self.__module__}:{self.__qualname__}"
+        named: object
+        try:
+            named = pkgutil.resolve_name(path)
+        except (AttributeError, ImportError, ValueError):
+            named = self  # pickle says what is wrong with the name
+        if named is self:
+            return self.__qualname__
+        # `fast = offload(plain)`: the name leads to the plain function, and that is what is sent.
+        return pkgutil.resolve_name, (path,)
+
+    def __repr__(self) -> str:
+        return f"<offloaded {self.__module__}.{self.__qualname__} on {self._options.pool!r}>"
+
+
+@overload
+def offload(function: Callable[P, T], /) -> OffloadedFunction[P, T]: ...
+
+
+@overload
+def offload(
+    *,
+    pool: str = ...,
+    timeout: float | None = ...,
+    call_timeout: float | None = ...,
+    owner: str | None = ...,
+) -> Callable[[Callable[P, T]], OffloadedFunction[P, T]]: ...
+
+
+def offload(
+    function: Callable[P, T] | None = None,
+    /,
+    *,
+    pool: str = DEFAULT_ALIAS,
+    timeout: float | None = None,
+    call_timeout: float | None = None,
+    owner: str | None = None,
+) -> OffloadedFunction[P, T] | Callable[[Callable[P, T]], OffloadedFunction[P, T]]:
+    """Decorate a function so that ``await f.run(...)`` runs it on a worker of ``pool``.
+
+    Works as ``@offload`` and as ``@offload(pool="reports", timeout=2.0)``. ``timeout``: seconds to
+    wait for a worker; ``call_timeout``: seconds a call may run; ``owner``: free text for logs.
+    """
+
+    def decorate(function: Callable[P, T]) -> OffloadedFunction[P, T]:
+        return OffloadedFunction(
+            function, pool=pool, timeout=timeout, call_timeout=call_timeout, owner=owner
+        )
+
+    return decorate if function is None else decorate(function)
+
+
+class _LeaseDecorator:
+    """What ``with_lease(...)`` returns: it takes an async or a plain view."""
+
+    def __init__(self, pool: str, acquire: dict[str, Any]) -> None:
+        self._pool = pool
+        self._acquire = acquire
+
+    @overload
+    def __call__(
+        self, view: Callable[..., Coroutine[Any, Any, R]]
+    ) -> Callable[..., Coroutine[Any, Any, R | HttpResponse]]: ...
+
+    @overload
+    def __call__(self, view: Callable[..., R]) -> Callable[..., R | HttpResponse]: ...
+
+    def __call__(self, view: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap ``view``, which gets its lease as the keyword argument ``lease``."""
+        acquire = dict(self._acquire)
+        if acquire["owner"] is None:
+            name = getattr(view, "__qualname__", type(view).__qualname__)
+            acquire["owner"] = f"{view.__module__}.{name}"
+
+        if iscoroutinefunction(view):
+
+            @functools.wraps(view)
+            async def leased(*args: Any, **kwargs: Any) -> HttpResponseBase:
+                try:
+                    lease = await pools[self._pool].acquire(**acquire)
+                except (LeaseUnavailableError, LeasePoolNotStartedError) as error:
+                    if not is_no_capacity(error):
+                        raise
+                    return no_capacity_response(_request_of(args), error)
+                async with lease:
+                    response: HttpResponseBase = await view(*args, lease=lease, **kwargs)
+                    return response
+
+            return leased
+
+        @functools.wraps(view)
+        def leased_sync(*args: Any, **kwargs: Any) -> HttpResponseBase:
+            try:
+                lease = pools[self._pool].acquire_sync(**acquire)
+            except (LeaseUnavailableError, LeasePoolNotStartedError) as error:
+                if not is_no_capacity(error):
+                    raise
+                return no_capacity_response(_request_of(args), error)
+            with lease:
+                response: HttpResponseBase = view(*args, lease=lease, **kwargs)
+                return response
+
+        return leased_sync
+
+
+def with_lease(
+    pool: str = DEFAULT_ALIAS,
+    *,
+    timeout: float | None = None,
+    workers: int | None = None,
+    owner: str | None = None,
+    lease_seconds: float | None = None,
+) -> _LeaseDecorator:
+    """Decorate a view that gets a lease of ``pool`` as its keyword argument ``lease``.
+
+    When none comes in time, the client gets a 503 with ``Retry-After`` and the view is not called.
+    ``timeout``: seconds to wait; ``workers``: how many (default: a whole pool); ``owner``: free
+    text for logs (default: the view's name). The lease ends with the view: a streaming response
+    must take its own.
+    """
+    acquire = {
+        "timeout": optional_duration("timeout", timeout),
+        "workers": workers,
+        "owner": owner,
+        "lease_seconds": lease_seconds,
+    }
+    return _LeaseDecorator(pool, acquire)
+
+
+def _request_of(args: Iterable[Any]) -> HttpRequest | None:
+    """The request among a view's arguments: the first, or the second of a method.
+
+    Asks for what is needed of it, since frameworks pass wrappers that are no ``HttpRequest``.
+    """
+    return next((value for value in args if hasattr(value, "get_preferred_type")), None)

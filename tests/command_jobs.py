@@ -1,0 +1,153 @@
+"""Functions that the tests of the ``leasepool`` command call in real workers.
+
+Those that meet the test do so in the directory named by ``LEASEPOOL_TESTS_MEETING``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leasepool_django.worker import in_worker
+
+MEETING = "LEASEPOOL_TESTS_MEETING"
+STARTED = "started-"
+RUNNING = "running-"
+
+NOT_A_FUNCTION = 3
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+    y: int
+
+
+def meeting() -> Path:
+    return Path(os.environ[MEETING])
+
+
+def note_start() -> None:
+    """The pool's initializer: leaves a file for each worker that was started."""
+    (meeting() / f"{STARTED}{os.getpid()}").touch()
+
+
+def refuse_to_start() -> None:
+    raise OSError("the licence server is down")
+
+
+def double(value: Any) -> Any:
+    return value * 2
+
+
+def describe(*args: Any, **kwargs: Any) -> str:
+    return f"{args} {kwargs}"
+
+
+def nothing() -> str:
+    return "called without arguments"
+
+
+def fail_on_odd(number: int) -> int:
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    return number
+
+
+def leave_on_odd(number: int) -> int:
+    """Leaves by ``SystemExit``, which cannot arrive as itself."""
+    if number % 2:
+        sys.exit(f"{number} is odd")
+    return number
+
+
+def die_on_odd(number: int) -> int:
+    if number % 2:
+        os._exit(9)
+    return number
+
+
+def hang_on_odd(number: int) -> int:
+    if number % 2:
+        burn()
+    return number
+
+
+def burn(*_args: Any) -> None:
+    """Says that it runs, then keeps a core busy for ever."""
+    (meeting() / f"{RUNNING}{os.getpid()}").touch()
+    while True:
+        pass
+
+
+def wait_for_file(name: str) -> str:
+    """Returns once the file exists, or after a minute."""
+    deadline = time.monotonic() + 60
+    while not (meeting() / name).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return name
+
+
+def touch_file(name: str) -> str:
+    (meeting() / name).touch()
+    return name
+
+
+def not_json() -> bytes:
+    return b"\xff"
+
+
+def not_a_number() -> float:
+    return float("nan")
+
+
+def point() -> Point:
+    return Point(1, 2)
+
+
+def lock() -> Any:
+    import threading
+
+    return threading.Lock()
+
+
+def say(text: str) -> int:
+    print(text)  # noqa: T201 - what this function is for
+    return len(text)
+
+
+async def coroutine_function() -> None:
+    pass
+
+
+def describe_in_order(role: str) -> str:
+    """``"wait"`` returns after ``"open"`` has returned."""
+    return wait_for_file("opened") if role == "wait" else touch_file("opened")
+
+
+def meet(name: str) -> str:
+    """Called with ``"a"`` and ``"b"``, each returns only while the other is there."""
+    touch_file(f"here-{name}")
+    return wait_for_file("here-b" if name == "a" else "here-a")
+
+
+def burn_outside_workers() -> None:
+    """Returns at once in a worker, and never in any other process."""
+    if not in_worker():
+        burn()
+
+
+def with_a_lock(value: int) -> dict[str, object]:
+    """Return what cannot leave the worker."""
+    return {"value": value, "parts": [threading.Lock()]}
+
+
+def numbers(limit: int) -> Iterator[int]:
+    """Be a generator function, whose result cannot leave the worker either."""
+    yield from range(limit)

@@ -1,0 +1,75 @@
+"""The backends that the contract is held over.
+
+Where they may differ a test reads the ``supports_*`` flags and never asks for a backend by name.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from leasepool_django import LeasedExecutorManager
+from leasepool_django.backends.base import Backend, resolve
+from tests import managers
+from tests.stage import Stage
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of backend, with the options that make it."""
+
+    backend: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def flags(self) -> type[Backend]:
+        """What has the ``supports_*`` flags."""
+        return resolve(self.backend)
+
+    def manager(self, workers: int = 1, **options: Any) -> LeasedExecutorManager:
+        """Make a manager, not started."""
+        return managers.new_manager(workers, backend=self.backend, **self.options, **options)
+
+    def running(
+        self, workers: int = 1, **options: Any
+    ) -> AbstractContextManager[LeasedExecutorManager]:
+        """Give a started manager, stopped afterwards."""
+        return managers.running(workers, backend=self.backend, **self.options, **options)
+
+    @contextmanager
+    def time_runs_out(self, stage: Stage, name: str) -> Iterator[None]:
+        """Block here in a call that holds ``name`` and whose time is over after 0.1 s.
+
+        A caller that runs the function itself is let go after that time.
+        """
+        timer = threading.Timer(0.3, stage.let_go, [name])
+        if not self.flags.supports_prompt_deadlines:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+KINDS = {
+    "forkserver": Kind("process", {"mp_context": "forkserver"}),
+    "spawn": Kind("process", {"mp_context": "spawn"}),
+    "thread": Kind("thread"),
+    "inline": Kind("inline"),
+    "executor-class": Kind(
+        "concurrent.futures.ProcessPoolExecutor",
+        {"mp_context": multiprocessing.get_context("spawn")},
+    ),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Run the test once with each backend."""
+    return KINDS[request.param]

@@ -1,0 +1,35 @@
+"""Work for workers that are harmed while they do it, or harm themselves by and by."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+def mark_and_return(path: Path, size: int) -> bytes:
+    """Add a line to ``path``, and return so much that it needs shared memory."""
+    with path.open("a") as file:
+        file.write("run\n")
+    return bytes(size)
+
+
+def length_later(*values: Any) -> int:
+    """Be slow with large arguments."""
+    time.sleep(0.5)
+    return len(values[0])
+
+
+_leaked: list[bytes] = []
+
+
+def leak(size: int) -> int:
+    """Keep so many bytes of memory for ever; return the worker's pid."""
+    _leaked.append(b"x" * size)
+    return os.getpid()
+
+
+def last(data: Any) -> tuple[int, int]:
+    """Return the length and the last byte."""
+    return len(data), data[-1]

@@ -1,0 +1,13 @@
+"""README: the ASGI application."""
+
+from __future__ import annotations
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+from leasepool_django.asgi import LeasePoolLifespan
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
+
+application = LeasePoolLifespan(get_asgi_application())

@@ -1,0 +1,122 @@
+"""What may go wrong around one call: drivers that take turns, a death in the middle, garbage."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from leasepool_django import LeasedExecutorManager, WorkerCrashedError
+from leasepool_django.backends.process.outbox import Outbox
+from tests import fault_jobs
+from tests import process_jobs as jobs
+from tests.conftest import LoopRunner
+from tests.process_pools import assert_full_capacity, run_program, running
+from tests.process_table import state, worker_pids
+from tests.waiting import wait_until
+
+
+def test_a_worker_goes_from_threads_to_loops_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its outcome a call hands the worker to the next caller, on whatever thread that is."""
+    count = 400
+
+    async def on_loop(manager: LeasedExecutorManager) -> list[int]:
+        async with asyncio.timeout(60):
+            return [await manager.run(jobs.echo, n) for n in range(count)]
+
+    def in_thread(manager: LeasedExecutorManager) -> list[int]:
+        return [manager.run_sync(jobs.echo, n) for n in range(count)]
+
+    before = sys.getswitchinterval()
+    with running() as manager, ThreadPoolExecutor(4) as threads:
+        sys.setswitchinterval(1e-5)
+        try:
+            answers = [
+                *(threads.submit(in_thread, manager) for _ in range(2)),
+                *(threads.submit(asyncio.run, on_loop(manager)) for _ in range(2)),
+            ]
+            for answer in answers:
+                assert answer.result(60) == list(range(count))
+        finally:
+            sys.setswitchinterval(before)
+
+
+def test_a_worker_that_dies_waiting_for_memory_for_its_result_runs_the_call_once(
+    tmp_path: Path, loop_runner: LoopRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The offer is left unread, as a call is that was never received."""
+    offer = Outbox.offer
+
+    def offer_to_a_dead_one(outbox: Outbox, size: int) -> None:
+        (worker,) = worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        wait_until(lambda: state(worker) == "T")
+        offer(outbox, size)
+        os.kill(worker, signal.SIGKILL)
+
+    monkeypatch.setattr(Outbox, "offer", offer_to_a_dead_one)
+    mark = tmp_path / "mark"
+    with running() as manager:
+        with pytest.raises(WorkerCrashedError, match="was killed by SIGKILL"):
+            loop_runner(manager.run(fault_jobs.mark_and_return, mark, 1 << 20))
+        with pytest.raises(WorkerCrashedError, match="was killed by SIGKILL"):
+            manager.run_sync(fault_jobs.mark_and_return, mark, 1 << 20)
+        assert len(mark.read_text().splitlines()) == 2
+        assert_full_capacity(manager, tmp_path)
+
+
+GARBAGE = """
+    import asyncio
+    import gc
+    import threading
+
+    from leasepool_django import LeasedExecutorManager, NotPicklableError
+    from tests import fault_jobs
+
+    manager = LeasedExecutorManager(max_pools=1, workers_per_pool=1)
+
+
+    async def keep_errors(lease):
+        data = memoryview(bytes(1 << 20))
+        late, patient = manager.options(call_timeout=0.05), manager.options(timeout=0.01)
+        for run in (lease.run, late.run, lambda *call: asyncio.wait_for(patient.run(*call), 0.05)):
+            try:
+                await run(fault_jobs.length_later, data)
+            except Exception as error:
+                kept = error
+        for run in (lease.run_sync, late.run_sync):
+            try:
+                run(fault_jobs.length_later, data)
+            except Exception as error:
+                kept = error
+        try:
+            await manager.run(fault_jobs.length_later, data, threading.Lock())
+        except NotPicklableError as error:
+            kept = error
+        return kept
+
+
+    if __name__ == "__main__":
+        with asyncio.Runner() as runner:
+            runner.run(manager.start())
+            lease = runner.run(manager.acquire())
+            runner.run(lease.release())
+            gc.disable()
+            for _ in range(3):
+                print(type(runner.run(keep_errors(lease))).__name__)
+                gc.collect()
+            runner.run(manager.stop(grace=0))
+"""
+
+
+def test_errors_that_become_garbage_with_a_memoryview_do_no_harm(tmp_path: Path) -> None:
+    """Interpreters up to 3.12.6 crash when a memoryview is collected with a buffer of it."""
+    ended = run_program(tmp_path, GARBAGE)
+    assert ended.returncode == 0, ended.stderr
+    assert "BufferError" not in ended.stderr
+    assert ended.stdout.split() == ["NotPicklableError"] * 3

@@ -1,0 +1,373 @@
+"""The manager's own faults: its fork server dies or is stopped, and what it needs runs out.
+
+What functions do to their callers and workers is in `test_process_*.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from leasepool_django import (
+    CallTimeoutError,
+    LeasedExecutorManager,
+    LeaseTimeoutError,
+    WorkerCrashedError,
+    WorkerStartError,
+)
+from leasepool_django.backends.process import ProcessBackend, pool
+from leasepool_django.backends.process.driver import ProcessWorker
+from leasepool_django.engine import Event
+from tests import process_jobs as jobs
+from tests.conftest import LoopRunner
+from tests.leaks import Process
+from tests.process_pools import assert_full_capacity, new_manager, run_program, running
+from tests.process_table import fork_servers, identify, state, wait_gone, worker_pids
+from tests.waiting import async_wait_until, wait_until
+
+# Within which workers follow what has made them.
+SOON = 1.0
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a folder whose modules can be imported, here and in workers."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    """Collects what a manager tells, once it has been subscribed."""
+    return []
+
+
+def kill_fork_server() -> list[Process]:
+    """Kill the only one; returns it and its workers."""
+    (server,) = fork_servers()
+    gone = [identify(server), *map(identify, worker_pids())]
+    os.kill(server, signal.SIGKILL)
+    return gone
+
+
+def texts(events: list[Event], kind: str) -> list[str]:
+    return [event.text for event in events if event.kind == kind]
+
+
+# --- the fork server ------------------------------------------------------------------------------
+
+
+def test_a_fork_server_killed_while_idle_costs_no_call(tmp_path: Path, events: list[Event]) -> None:
+    with running(2) as manager:
+        manager.subscribe(events.append)
+        gone = kill_fork_server()
+        wait_gone(gone, timeout=SOON)
+        assert manager.run_sync(jobs.echo, "served") == "served"
+        assert len(gone) == 3
+        assert fork_servers() != [gone[0].pid]
+        assert_full_capacity(manager, tmp_path)
+    assert texts(events, "fork_server_lost") == [
+        f"The fork server (pid {gone[0].pid}) was killed by SIGKILL."
+    ]
+
+
+def test_a_fork_server_killed_while_workers_are_busy_costs_their_calls_alone(
+    tmp_path: Path, loop_runner: LoopRunner
+) -> None:
+    async def calls(manager: LeasedExecutorManager) -> None:
+        lease = await manager.acquire(workers=1)
+        running_calls = [
+            asyncio.create_task(run(jobs.hold, tmp_path, name))
+            for run, name in [(lease.run, "leased"), (manager.run, "alone")]
+        ]
+        await async_wait_until(lambda: all((tmp_path / n).exists() for n in ("leased", "alone")))
+        waiting = asyncio.create_task(manager.run(jobs.echo, "served"))
+        await async_wait_until(lambda: manager.stats().waiting == 1)
+        gone = kill_fork_server()
+        pids = {process.pid for process in gone[1:]}
+        for call in running_calls:
+            with pytest.raises(WorkerCrashedError) as caught:
+                await call
+            error = caught.value
+            assert str(error) == (
+                f"The worker (pid {error.pid}) running tests.process_jobs.hold died; the fork "
+                "server that made it died, and it died with it. It has been replaced; the call was "
+                "not repeated."
+            )
+            assert error.exitcode is None
+            assert error.signal_name is None
+            assert error.pid in pids
+            pids.remove(error.pid)
+        assert await waiting == "served"
+        assert await lease.run(jobs.echo, "the lease holds") == "the lease holds"
+        await lease.release()
+        wait_gone(gone, timeout=SOON)
+
+    with running(2) as manager:
+        loop_runner(calls(manager))
+        assert_full_capacity(manager, tmp_path)
+
+
+def test_blocking_callers_are_told_when_the_fork_server_is_killed(tmp_path: Path) -> None:
+    with running() as manager, ThreadPoolExecutor(1) as thread:
+        call = thread.submit(manager.run_sync, jobs.hold, tmp_path, "holding")
+        wait_until((tmp_path / "holding").exists)
+        kill_fork_server()
+        with pytest.raises(WorkerCrashedError, match="the fork server that made it died"):
+            call.result(10)
+        assert_full_capacity(manager, tmp_path)
+
+
+def test_what_workers_had_started_dies_when_the_fork_server_is_killed(tmp_path: Path) -> None:
+    """Also what is in a session of its own, and what has lost its parent."""
+    with running() as manager:
+        started = [identify(pid) for pid in manager.run_sync(jobs.start_and_return)]
+        gone = kill_fork_server()
+        wait_gone([*gone, *started], timeout=SOON)
+        assert len(started) == 6
+        assert_full_capacity(manager, tmp_path)
+
+
+def test_a_fork_server_killed_while_it_prepares_fails_the_start(
+    modules: Path, tmp_path: Path
+) -> None:
+    began = tmp_path / "began"
+    (modules / "slow_to_import.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(began)!r}).touch()\ntime.sleep(60)\n"
+    )
+    manager = new_manager(preload=["slow_to_import"])
+    with ThreadPoolExecutor(1) as thread:
+        start = thread.submit(manager.start_sync)
+        wait_until(began.exists)
+        (server,) = kill_fork_server()
+        with pytest.raises(WorkerStartError) as caught:
+            start.result(10)
+    assert str(caught.value) == f"The fork server (pid {server.pid}) was killed by SIGKILL."
+    assert not manager.started
+
+
+def test_a_fork_server_killed_while_it_makes_workers_is_replaced(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    """Stopped, it has been asked for the workers of a second pool and has not answered."""
+    with running(max_pools=2) as manager, ThreadPoolExecutor(1) as thread:
+        manager.subscribe(events.append)
+        (server,) = fork_servers()
+        with manager.lease_sync():
+            os.kill(server, signal.SIGSTOP)
+            call = thread.submit(manager.run_sync, jobs.echo, "served")
+            wait_until(lambda: manager.total_count == 2)
+            wait_until(lambda: manager.stats().live_workers == 2)
+            kill_fork_server()
+            assert call.result(10) == "served"
+        assert manager.stats().last_start_error is None
+        assert_full_capacity(manager, tmp_path)
+    assert "was killed by SIGKILL" in texts(events, "worker_start_failed")[0]
+
+
+def test_a_fork_server_that_stays_mute_is_replaced(
+    tmp_path: Path, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callers do not wait for ever for the report of a worker's end."""
+    monkeypatch.setattr(pool, "REPORT_SECONDS", 0.3)
+    with running() as manager:
+        manager.subscribe(events.append)
+        (server,) = fork_servers()
+        os.kill(server, signal.SIGSTOP)
+        with pytest.raises(CallTimeoutError, match=r"tests\.process_jobs\.hold ran longer than"):
+            manager.options(call_timeout=0.1).run_sync(jobs.hold, tmp_path)
+        assert manager.run_sync(jobs.echo, "served") == "served"
+        assert_full_capacity(manager, tmp_path)
+    (text,) = texts(events, "fork_server_lost")
+    assert text == (
+        f"The fork server (pid {server}) did not report the end of a worker within 0.3 s and was "
+        "killed. Was it stopped?"
+    )
+
+
+def test_a_late_report_is_not_held_against_the_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was killed is not said to have cut its connection."""
+    late = threading.Event()
+    unreported = ProcessBackend._unreported
+
+    def spy(backend: ProcessBackend, worker: ProcessWorker) -> None:
+        unreported(backend, worker)
+        late.set()
+
+    monkeypatch.setattr(ProcessBackend, "_unreported", spy)
+    monkeypatch.setattr(pool, "HANG_UP_SECONDS", 0.05)
+    with running() as manager, ThreadPoolExecutor(1) as thread:
+        call = thread.submit(manager.run_sync, jobs.hold, tmp_path)
+        wait_until((tmp_path / "holding").exists)
+        (server,), (worker,) = fork_servers(), worker_pids()
+        os.kill(server, signal.SIGSTOP)
+        os.kill(worker, signal.SIGKILL)
+        assert late.wait(10)
+        os.kill(server, signal.SIGCONT)
+        with pytest.raises(WorkerCrashedError) as caught:
+            call.result(10)
+        assert str(caught.value) == (
+            f"The worker (pid {worker}) running tests.process_jobs.hold was killed by SIGKILL; "
+            "often that is the kernel's out-of-memory killer. It has been replaced; the call was "
+            "not repeated."
+        )
+        assert_full_capacity(manager, tmp_path)
+
+
+def test_signals_to_every_process_of_a_service_cost_no_call(tmp_path: Path) -> None:
+    """As a service manager sends them: only the server decides."""
+    with running(2) as manager, ThreadPoolExecutor(1) as thread:
+        call = thread.submit(manager.run_sync, jobs.hold, tmp_path, "holding")
+        wait_until((tmp_path / "holding").exists)
+        before = {*fork_servers(), *worker_pids()}
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for pid in before:
+                os.kill(pid, number)
+        (tmp_path / "go").touch()
+        assert call.result(10) in before
+        assert_full_capacity(manager, tmp_path)
+        assert {*fork_servers(), *worker_pids()} == before
+
+
+# --- what runs out --------------------------------------------------------------------------------
+
+EXHAUSTED = """
+    import os
+    import resource
+    import signal
+    import sys
+
+    from leasepool_django import LeasedExecutorManager, LeaseTimeoutError
+    from tests import process_jobs as jobs
+    from tests.process_table import fork_servers, identify, wait_gone
+    from tests.waiting import wait_until
+
+    if __name__ == "__main__":
+        manager = LeasedExecutorManager(max_pools=1, workers_per_pool=1)
+        manager.start_sync()
+        victim = fork_servers()[0] if sys.argv[1] == "server" else manager.run_sync(os.getpid)
+        child = identify(manager.run_sync(jobs.start_sleep, own_session=True))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # What is open stays open, and nothing more can be opened.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: manager.stats().start_failures)
+        try:
+            manager.options(timeout=1).run_sync(jobs.echo, 1)
+        except LeaseTimeoutError as error:
+            print(error)
+        stats = manager.stats()
+        print(stats.start_failures > 1, stats.live_workers, stats.last_start_error)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        print(manager.options(timeout=20).run_sync(jobs.echo, "recovered"))
+        print(manager.stats().last_start_error)
+        wait_gone([child], timeout=5)
+        manager.stop_sync()
+"""
+
+
+@pytest.mark.parametrize(
+    ("victim", "what"), [("worker", "A worker"), ("server", "The fork server")]
+)
+def test_without_descriptors_workers_are_started_later(
+    victim: str, what: str, tmp_path: Path
+) -> None:
+    ended = run_program(tmp_path, EXHAUSTED, victim)
+    assert ended.returncode == 0, ended.stderr
+    why = f"{what} could not be started: [Errno 24] Too many open files."
+    told, stats, *rest = ended.stdout.splitlines()
+    assert told == (
+        "No lease of 1 worker(s) of 'leasepool' came within 1 s; 0 other caller(s) wait. Workers "
+        f"cannot be started: {why}"
+    )
+    assert stats == f"True 0 {why}"
+    assert rest == ["recovered", "None"]
+
+
+# Gives up what lets root pass the limit: the kernel counts the processes of the real user, and
+# spares those with certain capabilities. Before each fork it looks whether there is a limit.
+LIMITED = """
+import ctypes
+import os
+import pathlib
+import resource
+
+if os.geteuid() == 0:
+    os.setresuid({user}, 0, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    for capability in (21, 24):  # CAP_SYS_ADMIN, CAP_SYS_RESOURCE
+        sets[0] &= ~(1 << capability)
+        sets[1] &= ~(1 << capability)
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+
+soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+
+
+def limit():
+    limited = pathlib.Path({path!r}).exists()
+    resource.setrlimit(resource.RLIMIT_NPROC, (1 if limited else soft, hard))
+
+
+os.register_at_fork(before=limit)
+"""
+
+
+def test_without_processes_workers_are_started_later(modules: Path, tmp_path: Path) -> None:
+    """The limit on a user's processes, as a container or a service manager sets it."""
+    limited = tmp_path / "limited"
+    (modules / "limited_processes.py").write_text(
+        LIMITED.format(user=50_000 + os.getpid() % 10_000, path=str(limited))
+    )
+    with running(preload=["limited_processes"]) as manager:
+        limited.touch()
+        with pytest.raises(WorkerCrashedError):
+            manager.run_sync(jobs.kill_own_process)
+        with pytest.raises(LeaseTimeoutError) as caught:
+            manager.options(timeout=0.5).run_sync(jobs.echo, 1)
+        why = "A worker could not be started: [Errno 11] Resource temporarily unavailable."
+        assert str(caught.value).endswith(f"Workers cannot be started: {why}")
+        stats = manager.stats()
+        assert stats.last_start_error == why
+        assert stats.start_failures > 1
+        assert stats.live_workers == 0
+        limited.unlink()
+        assert manager.options(timeout=20).run_sync(jobs.echo, "recovered") == "recovered"
+        assert manager.stats().last_start_error is None
+        assert_full_capacity(manager, tmp_path)
+
+
+def test_a_call_is_not_lost_with_a_pool_that_dies_at_once(
+    tmp_path: Path, loop_runner: LoopRunner
+) -> None:
+    """As when a container's memory runs out; however many dead workers it is given."""
+
+    async def calls(manager: LeasedExecutorManager) -> list[int]:
+        assert await manager.run(jobs.echo, 0) == 0
+        (server,) = fork_servers()
+        workers = worker_pids()
+        os.kill(server, signal.SIGSTOP)
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: {state(worker) for worker in workers} == {"Z"})
+        answers = [asyncio.create_task(manager.run(jobs.echo, n)) for n in range(3)]
+        await async_wait_until(lambda: manager.stats().waiting == len(answers))
+        os.kill(server, signal.SIGCONT)
+        found: list[int] = await asyncio.gather(*answers)
+        return found
+
+    with running(6) as manager:
+        assert loop_runner(calls(manager)) == [0, 1, 2]
+        assert_full_capacity(manager, tmp_path)

@@ -1,0 +1,336 @@
+"""The account of workers and callers: no order of events loses, doubles or overtakes anything.
+
+The state machine finds orders by itself; those that have to be just so have tests of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from leasepool_django.engine.dispatcher import MAX_DELIVERIES
+from leasepool_django.engine.lease import LeaseState
+from leasepool_django.engine.line import DONE, GONE, GRANTED, RUNNING, WAITING, Call, Pool, Request
+from leasepool_django.exceptions import (
+    LeaseExpiredError,
+    LeasePoolNotStartedError,
+    LeaseTimeoutError,
+    WorkerCrashedError,
+)
+from tests.account import MAX_POOLS, WORKERS, Account, StandIn
+
+BLOCKING = 2
+
+
+def test_no_order_of_events_loses_doubles_or_overtakes_anything() -> None:
+    run_state_machine_as_test(
+        Account, settings=settings(max_examples=120, stateful_step_count=50, deadline=None)
+    )
+
+
+@pytest.fixture
+def account() -> Iterator[Account]:
+    """A dispatcher with one pool of two workers; in the end nothing may be lost."""
+    account = Account()
+    account.open()
+    yield account
+    account.teardown()
+
+
+def ask(account: Account, caller: int = 0) -> Call:
+    """Ask for a one-shot call; it runs if there is a worker."""
+    account.call(caller)
+    call = account.came[None][-1]
+    assert isinstance(call, Call)
+    return call
+
+
+def ask_for_lease(account: Account, workers: int = WORKERS, caller: int = 0) -> Request:
+    account.acquire(caller, workers)
+    request = account.came[None][-1]
+    assert isinstance(request, Request)
+    return request
+
+
+def ask_in(account: Account, lease: LeaseState, caller: int = 0) -> Call:
+    call = Call(account.home(caller), print, b"", None)
+    account.arrive(call, lease)
+    account.run_on(account.dispatcher.begin_in(lease, call), call)
+    return call
+
+
+def worker_of(call: Call) -> StandIn:
+    assert isinstance(call.worker, StandIn)
+    return call.worker
+
+
+def bury(account: Account, worker: StandIn) -> None:
+    """The worker is dead, and its slot has a successor; whoever waits for its call is untold."""
+    worker.dead = True
+    assert account.dispatcher.slot_gone(worker.slot)
+    account.start(worker.slot)
+
+
+def fill_all(account: Account) -> list[Call]:
+    """Give every worker of every pool a call."""
+    dispatcher = account.dispatcher
+    while dispatcher.lacks_pool(MAX_POOLS):
+        dispatcher.add_pool(Pool(0, WORKERS))
+    for slot in account.vacant():
+        account.start(slot)
+    return [ask(account) for _ in range(MAX_POOLS * WORKERS)]
+
+
+def test_giving_up_a_call_whose_worker_has_died_stops_nobody_elses(account: Account) -> None:
+    """The successor in the same place may run another caller's call by then."""
+    first = fill_all(account)[0]
+    bury(account, worker_of(first))
+    other = ask(account, caller=1)
+    assert worker_of(other).slot is worker_of(first).slot
+    assert account.dispatcher.abandon(first) is worker_of(first)
+    account.given_up.add(first)
+    assert not worker_of(other).leaving
+    assert worker_of(other).call is other
+
+
+def test_the_end_of_a_dead_workers_call_leaves_its_successor_alone(account: Account) -> None:
+    first = fill_all(account)[0]
+    bury(account, worker_of(first))
+    other = ask(account, caller=1)
+    waiting = ask(account)
+    worker_of(first).call = None
+    first.error = WorkerCrashedError("dead")
+    assert account.dispatcher.call_ended(worker_of(first), first, first.home, retiring=True) is None
+    assert first.state == DONE
+    assert worker_of(other).slot.call is other
+    assert waiting.state == WAITING
+
+
+def test_a_call_granted_to_a_worker_that_dies_before_it_is_picked_up_gets_another(
+    account: Account,
+) -> None:
+    calls = fill_all(account)
+    late = ask(account, caller=1)
+    account.end_call(worker_of(calls[0]), retiring=False)
+    assert late.state == GRANTED
+    dead = worker_of(late)
+    bury(account, dead)
+    other = ask(account)
+    assert worker_of(other).slot is dead.slot
+    account.run_loops((1,))
+    assert late.state == WAITING
+    account.end_call(worker_of(calls[1]), retiring=False)
+    account.run_loops((1,))
+    assert late.state == RUNNING
+    assert worker_of(late) is worker_of(calls[1])
+
+
+def test_calls_that_dead_workers_never_received_keep_their_order(account: Account) -> None:
+    calls = fill_all(account)
+    waiting = [ask(account, caller=1) for _ in range(4)]
+    for call in calls[:2]:
+        account.end_call(worker_of(call), retiring=False)
+    assert [call.state for call in waiting] == [GRANTED, GRANTED, WAITING, WAITING]
+    for call in waiting[:2]:
+        worker_of(call).dead = True
+    account.run_loops((1,))
+    assert list(account.dispatcher.line.waiting) == waiting
+
+
+def test_calls_of_a_lease_keep_their_order_too(account: Account) -> None:
+    lease = ask_for_lease(account).lease
+    assert lease is not None
+    calls = [ask_in(account, lease) for _ in range(WORKERS)]
+    waiting = [ask_in(account, lease, caller=1) for _ in range(4)]
+    for call in calls:
+        account.end_call(worker_of(call), retiring=False)
+    assert [call.state for call in waiting] == [GRANTED, GRANTED, WAITING, WAITING]
+    for call in waiting[:2]:
+        worker_of(call).dead = True
+    account.run_loops((1,))
+    assert list(lease.waiting) == waiting
+
+
+@pytest.mark.parametrize("caller", [0, BLOCKING])
+def test_a_call_that_no_worker_receives_fails_in_the_end(account: Account, caller: int) -> None:
+    for worker in account.workers:
+        worker.dead = True
+    call = ask(account, caller)
+    for _ in range(MAX_DELIVERIES):
+        for slot in {worker.slot for worker in account.workers}:
+            if slot.worker is not None and slot.worker.leaving:
+                account.dispatcher.slot_gone(slot)
+                account.start(slot)
+                account.workers[-1].dead = True
+        account.run_loops((0,))
+        account.wake_blocking()
+    assert call.state == DONE
+    assert isinstance(call.error, WorkerCrashedError)
+    assert account.dispatcher.counters.calls_started == 0
+
+
+def test_a_call_that_was_not_received_is_refused_when_its_lease_is_over(account: Account) -> None:
+    lease = ask_for_lease(account).lease
+    assert lease is not None
+    running = ask_in(account, lease)
+    account.dispatcher.release(lease)
+    worker = worker_of(running)
+    worker.call, worker.dead = None, True
+    account.begun.remove(running)
+    assert account.dispatcher.call_undelivered(worker, running)
+    assert isinstance(running.error, LeaseExpiredError)
+    account.run_loops((0,))
+    assert running.future is not None
+    assert running.future.done()
+
+
+@pytest.mark.parametrize("caller", [0, BLOCKING])
+def test_a_revoked_lease_spares_the_worker_of_a_call_that_was_not_picked_up(
+    account: Account, caller: int
+) -> None:
+    lease = ask_for_lease(account, workers=1).lease
+    assert lease is not None
+    running = ask_in(account, lease)
+    granted = ask_in(account, lease, caller=caller if caller == BLOCKING else 1)
+    account.end_call(worker_of(running), retiring=False)
+    assert granted.state == GRANTED
+    assert account.dispatcher.revoke(lease) == []
+    assert granted.state == GONE
+    assert isinstance(granted.error, LeaseExpiredError)
+    assert not account.dispatcher.take_up(granted)
+    assert not worker_of(granted).leaving
+    account.run_loops((0, 1))
+    account.wake_blocking()
+    assert ask_for_lease(account).lease is not None
+
+
+def test_a_pool_that_has_closed_makes_room_for_one_that_is_wanted(account: Account) -> None:
+    dispatcher = account.dispatcher
+    calls = fill_all(account)
+    for call in calls[-WORKERS:]:
+        account.end_call(worker_of(call), retiring=False)
+    closing = [worker for worker in account.workers if worker.call is None]
+    dispatcher.close_pools_above(1)
+    assert all(worker.leaving for worker in closing)
+    waiting = ask_for_lease(account)
+    assert waiting.state == WAITING
+    assert not account.wants_growth()
+    for worker in closing:
+        assert not dispatcher.slot_gone(worker.slot)
+        account.workers.remove(worker)
+    assert account.wants_growth()
+    account.grow()
+    for slot in account.vacant():
+        account.start(slot)
+    assert waiting.state == GRANTED
+
+
+def test_a_loop_that_has_died_with_many_waiting_is_passed_over_at_once(account: Account) -> None:
+    """More callers than the interpreter allows nested calls."""
+    calls = fill_all(account)
+    lost = [ask(account, caller=1) for _ in range(1500)]
+    last = ask(account)
+    account.loops[1].close()
+    account.given_up.update(lost)
+    account.loops[1] = asyncio.new_event_loop()
+    account.end_call(worker_of(calls[0]), retiring=False)
+    assert last.state in (GRANTED, RUNNING)
+    assert {call.state for call in lost} == {GONE}
+
+
+def test_what_is_given_up_while_others_are_told_is_not_told_of(account: Account) -> None:
+    """Another thread may do so between the grant and the telling."""
+
+    class Telling:
+        def release(self) -> None:
+            assert account.dispatcher.abandon(second) is None
+            account.given_up.add(second)
+
+        def acquire(self, *, blocking: bool) -> bool:
+            return True
+
+    calls = fill_all(account)
+    large = ask_for_lease(account, caller=1)
+    first = ask(account, caller=BLOCKING)
+    second = ask(account, caller=1)
+    first.wakeup = Telling()  # type: ignore[assignment]
+    for call in (calls[0], calls[WORKERS]):  # of two pools: no room for the large request
+        account.end_call(worker_of(call), retiring=False)
+    assert account.dispatcher.leave(large, lambda: LeaseTimeoutError("late"))
+    assert (first.state, second.state) == (GRANTED, GONE)
+    account.run_loops((1,))
+    assert second.state == GONE
+
+
+def test_a_call_that_was_given_up_is_not_delivered_again(account: Account) -> None:
+    call = ask(account)
+    worker = worker_of(call)
+    assert account.dispatcher.abandon(call) is worker
+    account.given_up.add(call)
+    worker.call, worker.dead = None, True
+    assert account.dispatcher.call_undelivered(worker, call)
+    assert call.state == GONE
+    assert not account.dispatcher.line.waiting
+
+
+@pytest.fixture
+def closed() -> Iterator[Account]:
+    """As ``account``; but the test closes it, and nothing settles any more."""
+    account = Account()
+    account.open()
+    yield account
+    for loop in account.loops:
+        loop.close()
+
+
+def test_a_call_that_was_not_received_is_refused_by_a_manager_that_stops(closed: Account) -> None:
+    call = ask(closed)
+    closed.dispatcher.close("is stopping")
+    worker = worker_of(call)
+    worker.dead = True
+    assert closed.dispatcher.call_undelivered(worker, call)
+    assert isinstance(call.error, LeasePoolNotStartedError)
+    closed.run_loops((0,))
+    assert call.future is not None
+    assert call.future.done()
+
+
+def test_all_who_wait_are_refused_when_the_manager_stops(closed: Account) -> None:
+    """Those on closed loops need not be told."""
+    fill_all(closed)
+    waiting = [ask(closed, caller) for caller in (0, 1, BLOCKING)]
+    closed.loops[1].close()
+    closed.dispatcher.close("is stopping")
+    assert [type(call.error) for call in waiting] == [LeasePoolNotStartedError] * 3
+    closed.run_loops((0,))
+    assert waiting[0].future is not None
+    assert waiting[0].future.done()
+    assert waiting[2].wakeup is not None
+    assert waiting[2].wakeup.acquire(blocking=False)
+    with pytest.raises(LeasePoolNotStartedError, match="is stopping"):
+        ask(closed)
+    with pytest.raises(LeasePoolNotStartedError, match="is stopping"):
+        ask_for_lease(closed)
+
+
+def test_a_grant_that_is_refused_by_a_stop_is_no_call_that_has_started(closed: Account) -> None:
+    calls = fill_all(closed)
+    late = [ask(closed, caller=1), ask(closed, caller=BLOCKING)]
+    for call in calls[:2]:
+        closed.end_call(worker_of(call), retiring=False)
+    assert [call.state for call in late] == [GRANTED, GRANTED]
+    closed.dispatcher.close("is stopping")
+    busy = closed.dispatcher.end()
+    assert set(busy) == {worker_of(call) for call in calls[2:]}
+    assert all(worker.leaving for worker in closed.workers)
+    assert [call.state for call in late] == [GONE, GONE]
+    assert {type(call.error) for call in late} == {LeasePoolNotStartedError}
+    assert not closed.dispatcher.take_up(late[1])
+    closed.run_loops((1,))
+    assert late[0].future is not None
+    assert late[0].future.done()
+    assert closed.dispatcher.counters.calls_started == len(calls)

@@ -1,0 +1,195 @@
+"""What a manager is made with: bad values are refused at once, by argument and value."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from leasepool_django import (
+    ExecutorBackend,
+    LeasedExecutorManager,
+    UnsupportedBackendError,
+    WorkerStartError,
+)
+from leasepool_django.backends.base import resolve
+from leasepool_django.engine import ProcessLoggingConfig
+from leasepool_django.engine.config import log_level
+from tests import jobs
+from tests.managers import running
+
+COUNTS = ["max_pools", "min_pools", "workers_per_pool", "units_per_pool", "max_waiting"]
+DURATIONS = ["check_interval", "default_lease_seconds", "acquire_timeout", "call_timeout"]
+GRACES = ["lease_grace_seconds", "shutdown_grace_seconds"]
+NO_COUNTS = [True, 1.0, "2", math.inf, 0, -1]
+NO_NUMBERS = [True, "5", [1]]
+NO_DURATIONS = [*NO_NUMBERS, 0, -0.5, math.inf, -math.inf, math.nan]
+
+BAD: list[tuple[str, Any]] = [
+    *((name, value) for name in COUNTS for value in NO_COUNTS),
+    *((name, None) for name in COUNTS if name != "max_waiting"),
+    *((name, value) for name in DURATIONS for value in NO_DURATIONS),
+    *((name, value) for name in GRACES for value in [*NO_NUMBERS, -0.5, math.inf, math.nan, None]),
+    *((name, None) for name in ("check_interval", "default_lease_seconds")),
+    ("size_provider", 5),
+    ("name_prefix", None),
+    ("name_prefix", 5),
+    ("name_prefix", ""),
+    ("logger", "leasepool"),
+    ("forward_process_logs", "yes"),
+    ("clear_process_log_handlers", 0),
+    ("process_logging", {"level": "INFO"}),
+    ("process_log_level", "LOUD"),
+    ("process_log_level", -1),
+    ("process_log_level", True),
+    ("process_log_level", 1.5),
+    ("process_log_target_logger", 5),
+]
+
+
+def test_every_bad_value_is_refused_by_its_argument_and_value() -> None:
+    for name, value in BAD:
+        with pytest.raises((TypeError, ValueError)) as raised:
+            LeasedExecutorManager(**{"backend": "thread", "max_pools": 1, name: value})
+        assert name in str(raised.value), (name, value)
+        assert repr(value) in str(raised.value) or value == "", (name, value)
+
+
+@pytest.mark.parametrize("level", [logging.WARNING, "WARNING", "warning", "WARN"])
+def test_a_log_level_is_a_number_or_a_name(level: int | str) -> None:
+    assert log_level("level", level) == logging.WARNING
+
+
+def test_there_must_not_be_more_pools_at_least_than_at_most() -> None:
+    with pytest.raises(ValueError, match="min_pools must not be above max_pools, but 3 > 2"):
+        LeasedExecutorManager(backend="thread", min_pools=3, max_pools=2)
+
+
+def test_log_forwarding_is_asked_for_in_one_way() -> None:
+    with pytest.raises(TypeError, match="either process_logging or forward_process_logs"):
+        LeasedExecutorManager(
+            max_pools=1, process_logging=ProcessLoggingConfig(), forward_process_logs=True
+        )
+    LeasedExecutorManager(max_pools=1, process_logging=ProcessLoggingConfig())
+
+
+def test_the_numbers_of_pools_and_workers_can_be_read_back() -> None:
+    manager = LeasedExecutorManager(
+        backend="thread", max_pools=3, workers_per_pool=5, name_prefix="reports"
+    )
+    assert (manager.max_pools, manager.workers_per_pool) == (3, 5)
+    assert (manager.name, manager.backend, manager.started) == ("reports", "thread", False)
+
+
+# --- backends -------------------------------------------------------------------------------------
+
+
+class Rejecting(Executor):
+    """Has options that cannot be known, and takes none of them."""
+
+    def __init__(self, max_workers: int, **options: Any) -> None:
+        raise TypeError(f"no such options: {options}")
+
+
+class Immediate(Executor):
+    """Runs what is submitted at once."""
+
+    def __init__(self, max_workers: int, **options: Any) -> None:
+        self.options = options
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        ("thread", "thread"),
+        (ExecutorBackend.THREAD, "thread"),
+        ("process", "process"),
+        (ExecutorBackend.PROCESS, "process"),
+        (
+            "concurrent.futures.ThreadPoolExecutor",
+            "concurrent.futures.thread.ThreadPoolExecutor",
+        ),
+        (ThreadPoolExecutor, "concurrent.futures.thread.ThreadPoolExecutor"),
+        ("leasepool_django.backends.executor.ThreadBackend", "thread"),
+    ],
+)
+def test_a_backend_is_a_name_a_member_a_class_or_a_dotted_path(backend: Any, name: str) -> None:
+    assert LeasedExecutorManager(backend=backend, max_pools=1).backend == name
+    assert resolve(backend) is resolve(backend)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["", "nonsense", "no.such.module", "os.no_such_name", "math.pi", "builtins.dict", 5, None],
+)
+def test_what_is_no_backend_is_refused(backend: Any) -> None:
+    with pytest.raises(UnsupportedBackendError) as raised:
+        LeasedExecutorManager(backend=backend, max_pools=1)
+    assert repr(backend) in str(raised.value)
+
+
+@pytest.mark.parametrize("backend", ["process", "thread", "concurrent.futures.ProcessPoolExecutor"])
+def test_an_unknown_option_is_named_together_with_the_known_ones(backend: str) -> None:
+    with pytest.raises(TypeError, match=r"'colour'.*initializer"):
+        LeasedExecutorManager(backend=backend, max_pools=1, colour="red")
+
+
+def test_options_that_cannot_be_known_reach_the_executor() -> None:
+    options: dict[str, Any] = {"colour": "red"}
+    with running(backend=Immediate, **options) as manager:
+        assert manager.run_sync(jobs.add, 1) == 1
+    rejected = LeasedExecutorManager(backend=f"{__name__}.Rejecting", max_pools=1, **options)
+    with pytest.raises(WorkerStartError, match=r"no such options: .*red"):
+        rejected.start_sync()
+
+
+# --- single calls and leases ----------------------------------------------------------------------
+
+
+def test_bad_values_of_single_calls_are_refused_and_leave_nothing_waiting() -> None:
+    async def main() -> None:
+        for value in [*NO_COUNTS, 3]:
+            with pytest.raises((TypeError, ValueError), match="workers"):
+                await manager.acquire(workers=value)  # type: ignore[arg-type]
+        for value in [*NO_NUMBERS, 0, -1, math.nan]:
+            with pytest.raises((TypeError, ValueError), match="lease_seconds"):
+                await manager.acquire(lease_seconds=value)  # type: ignore[arg-type]
+        for value in NO_DURATIONS:
+            with pytest.raises((TypeError, ValueError), match="timeout"):
+                await manager.acquire(timeout=value)  # type: ignore[arg-type]
+            with pytest.raises((TypeError, ValueError), match="timeout"):
+                manager.options(timeout=value)  # type: ignore[arg-type]
+            with pytest.raises((TypeError, ValueError), match="call_timeout"):
+                manager.options(call_timeout=value)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="owner must be text, not 5"):
+            await manager.acquire(owner=5)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="owner must be text, not 5"):
+            manager.options(owner=5)  # type: ignore[arg-type]
+        async with manager.lease() as lease:
+            for value in [*NO_NUMBERS, 0, -1, math.nan, None]:
+                with pytest.raises((TypeError, ValueError), match="seconds"):
+                    await lease.extend(value)  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match="call_timeout"):
+                lease.options(call_timeout=0)
+        for value in [*NO_NUMBERS, -1, math.inf]:
+            with pytest.raises((TypeError, ValueError), match="grace"):
+                await manager.stop(grace=value)  # type: ignore[arg-type]
+        assert manager.started
+
+    with running(2) as manager:
+        asyncio.run(main())
+        with pytest.raises(ValueError, match=r"at most workers_per_pool \(2\), not 3"):
+            manager.acquire_sync(workers=3)
+        with pytest.raises(ValueError, match="grace"):
+            manager.stop_sync(grace=-1)
+        assert manager.stats().idle_workers == 2
+        assert manager.stats().waiting == 0

@@ -1,0 +1,378 @@
+"""``run_in_pool``, ``offload`` and ``with_lease``: what views call."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, assert_type
+
+import pytest
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.test import AsyncRequestFactory, RequestFactory
+from django.utils.decorators import method_decorator
+from django.views import View
+
+from leasepool_django import (
+    ExecutorLease,
+    LeaseTimeoutError,
+    LeaseUnavailableError,
+    offload,
+    pools,
+    run_in_pool,
+    run_in_pool_sync,
+    with_lease,
+)
+from leasepool_django.shortcuts import OffloadedFunction, OffloadOptions
+from tests.django_jobs import Gate, describe, double, fail, gates, quadruple, through_gate, triple
+from tests.waiting import async_wait_until
+
+if TYPE_CHECKING:
+    from pytest_django.fixtures import Settings
+
+    from tests.conftest import LoopRunner
+
+THREADS = {"BACKEND": "thread", "WORKERS_PER_POOL": 2}
+PROCESSES = {"WORKERS_PER_POOL": 2}
+
+
+@pytest.fixture(autouse=True, params=["thread", "process"])
+def backend(request: pytest.FixtureRequest, settings: Settings) -> Iterator[str]:
+    alias = THREADS if request.param == "thread" else PROCESSES
+    settings.LEASEPOOL = {"default": alias, "reports": alias}
+    yield request.param
+    pools.reset()
+
+
+@pytest.fixture
+def gate(settings: Settings) -> Iterator[Gate]:
+    settings.LEASEPOOL = {"default": THREADS, "reports": THREADS}
+    gate = gates["test"] = Gate()
+    yield gate
+    gate.open.set()
+    del gates["test"]
+
+
+# -- one call -------------------------------------------------------------------------------------
+
+
+def test_one_call_from_async_code(loop_runner: LoopRunner) -> None:
+    async def view() -> tuple[int, str]:
+        number = await run_in_pool(double, 21)
+        text = await run_in_pool(describe, 3, unit="km")
+        return number, text
+
+    assert loop_runner(view()) == (42, "3 km")
+
+
+def test_one_call_from_blocking_code() -> None:
+    assert run_in_pool_sync(double, number=4) == 8
+    assert run_in_pool_sync(describe, 3, unit="km") == "3 km"
+
+
+def test_the_functions_error_is_raised(loop_runner: LoopRunner) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        loop_runner(run_in_pool(fail, "out of range"))
+    with pytest.raises(ValueError, match="out of range"):
+        run_in_pool_sync(fail, "out of range")
+
+
+def test_blocking_a_running_loop_is_refused_with_the_way_out() -> None:
+    async def view() -> None:
+        with pytest.raises(RuntimeError, match=r"`await run_in_pool\(\.\.\.\)` instead"):
+            run_in_pool_sync(double, 1)
+        with pytest.raises(RuntimeError, match=r"`await run\(\.\.\.\)` instead"):
+            triple.run_sync(1)
+        with pytest.raises(RuntimeError, match=r"`await run\(\.\.\.\)` instead"):
+            triple.options(timeout=1).run_sync(1)
+        # A thread of its own has no loop to block.
+        assert await asyncio.to_thread(run_in_pool_sync, double, 2) == 4
+
+    asyncio.run(view())
+
+
+# -- offload --------------------------------------------------------------------------------------
+
+
+def test_an_offloaded_function_is_the_plain_function_when_called() -> None:
+    assert triple(3) == 9
+    assert quadruple(2, plus=1) == 9
+    assert not any(manager.started for manager in pools.values())
+    assert triple.__name__ == "triple"
+    assert triple.__doc__ == "Three times as much."
+    assert str(inspect.signature(quadruple)) == "(number: 'int', *, plus: 'int' = 0) -> 'int'"
+    assert repr(quadruple) == "<offloaded tests.django_jobs.quadruple on 'reports'>"
+
+
+def test_an_offloaded_function_runs_on_its_pool(loop_runner: LoopRunner) -> None:
+    assert loop_runner(triple.run(3)) == 9
+    assert triple.run_sync(4) == 12
+    assert (pools["default"].started, pools["reports"].started) == (True, False)
+    assert loop_runner(quadruple.run(2, plus=1)) == 9
+    assert quadruple.run_sync(2) == 8
+    assert pools["reports"].started
+
+
+def test_an_offloaded_function_runs_in_another_process(backend: str) -> None:
+    if backend == "process":
+        assert where.run_sync() != os.getpid()
+    else:
+        assert where.run_sync() == os.getpid()
+
+
+@offload
+def where() -> int:
+    return os.getpid()
+
+
+def test_an_offloaded_function_is_sent_like_any_other(loop_runner: LoopRunner) -> None:
+    async def view() -> tuple[int, int]:
+        async with pools["reports"].lease() as lease:
+            return await asyncio.gather(lease.run(triple, 1), lease.run(quadruple, 2, plus=3))
+
+    assert list(loop_runner(view())) == [3, 11]
+    assert run_in_pool_sync(triple, 5) == 15
+
+
+def test_a_function_of_somebody_else_can_be_offloaded_under_any_name(
+    loop_runner: LoopRunner,
+) -> None:
+    mine = offload(double)
+    assert mine(2) == 4
+    assert mine.run_sync(3) == 6
+
+    async def view() -> int:
+        async with pools["default"].lease(workers=1) as lease:
+            return await lease.run(mine, 4)
+
+    assert loop_runner(view()) == 8
+
+
+def test_an_offloaded_function_travels_by_name() -> None:
+    assert pickle.loads(pickle.dumps(triple)) is triple
+    assert pickle.loads(pickle.dumps(offload(double))) is double
+    assert pickle.loads(pickle.dumps([quadruple, {"f": triple}])) == [quadruple, {"f": triple}]
+
+
+def test_one_that_has_no_name_to_travel_by_cannot() -> None:
+    @offload
+    def nested() -> None: ...
+
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(nested)
+
+
+def test_options_change_what_they_name(gate: Gate) -> None:
+    options = quadruple.options(timeout=0.05)
+    assert options == OffloadOptions(quadruple, "reports", 0.05, None, "quadruple")
+    assert options.run_sync(2, plus=1) == 9
+    assert triple.options(pool="reports").pool == "reports"
+
+    async def crowd() -> None:
+        gated = offload(through_gate)
+        busy = [asyncio.create_task(gated.run("test")) for _ in range(2)]
+        for _ in busy:
+            await async_wait_until(lambda: gate.entered.acquire(blocking=False))
+        with pytest.raises(LeaseTimeoutError):
+            await triple.options(timeout=0.05).run(1)
+        owners = {w.owner for p in pools["default"].stats().pools for w in p.workers}
+        assert owners == {None}
+        gate.open.set()
+        assert await asyncio.gather(*busy) == ["passed", "passed"]
+
+    asyncio.run(crowd())
+
+
+def test_an_owner_shows_who_is_busy(gate: Gate) -> None:
+    async def look() -> None:
+        call = asyncio.create_task(offload(through_gate).options(owner="look").run("test"))
+        await async_wait_until(lambda: gate.entered.acquire(blocking=False))
+        owners = {w.owner for p in pools["default"].stats().pools for w in p.workers}
+        assert "look" in owners
+        gate.open.set()
+        await call
+
+    asyncio.run(look())
+
+
+async def coroutine_function() -> None: ...
+
+
+def generator_function() -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [(coroutine_function, "coroutine function"), (generator_function, "generator function")],
+)
+def test_what_a_worker_cannot_run_is_refused_where_it_is_decorated(
+    function: Callable[..., Any], reason: str
+) -> None:
+    with pytest.raises(TypeError, match=reason):
+        offload(function)
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": "2"}, {"call_timeout": -1}])
+def test_bad_options_are_refused_where_they_are_written(options: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=next(iter(options))):
+        offload(**options)(double)
+    with pytest.raises((TypeError, ValueError), match=next(iter(options))):
+        triple.options(**options)
+    if "timeout" in options:
+        with pytest.raises((TypeError, ValueError), match="timeout"):
+            with_lease(**options)
+
+
+# -- with_lease -----------------------------------------------------------------------------------
+
+
+@with_lease(pool="reports", timeout=2.0)
+async def report(request: HttpRequest, number: int, *, lease: ExecutorLease) -> JsonResponse:
+    """Two numbers."""
+    numbers = await asyncio.gather(*(lease.run(double, n) for n in (number, number + 1)))
+    return JsonResponse({"numbers": numbers, "owner": lease.owner, "workers": lease.workers})
+
+
+@with_lease(workers=1, owner="me", lease_seconds=5)
+def report_sync(request: HttpRequest, *, lease: ExecutorLease) -> JsonResponse:
+    return JsonResponse(
+        {"number": lease.run_sync(double, 4), "owner": lease.owner, "for": lease.lease_seconds}
+    )
+
+
+@with_lease(timeout=0.05)
+async def impatient(request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+    return HttpResponse("had a lease")
+
+
+@with_lease(timeout=0.05)
+def impatient_sync(request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+    return HttpResponse("had a lease")
+
+
+@with_lease()
+async def careless(request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+    raise LeaseUnavailableError("from the view itself")
+
+
+@with_lease()
+def careless_sync(request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+    raise LeaseUnavailableError("from the view itself")
+
+
+def test_an_async_view_gets_a_lease(loop_runner: LoopRunner) -> None:
+    response = loop_runner(report(AsyncRequestFactory().get("/"), 3))
+    assert response.status_code == 200
+    assert response.content == (
+        b'{"numbers": [6, 8], "owner": "tests.test_shortcuts.report", "workers": 2}'
+    )
+    assert pools["reports"].stats().leases == ()
+
+
+def test_a_plain_view_gets_a_lease() -> None:
+    response = report_sync(RequestFactory().get("/"))
+    assert response.content == b'{"number": 8, "owner": "me", "for": 5.0}'
+    assert pools["default"].stats().leases == ()
+
+
+def test_a_view_stays_what_it_was() -> None:
+    assert inspect.iscoroutinefunction(report)
+    assert not inspect.iscoroutinefunction(report_sync)
+    assert report.__name__ == "report"
+    assert report.__doc__ == "Two numbers."
+
+
+def test_methods_are_views_too() -> None:
+    @method_decorator(with_lease(), name="get")
+    class Report(View):
+        def get(self, request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+            return HttpResponse(str(lease.run_sync(double, 5)))
+
+    response = Report.as_view()(RequestFactory().get("/"))
+    assert isinstance(response, HttpResponse)
+    assert response.content == b"10"
+
+
+def test_without_a_lease_in_time_an_async_view_answers_503(gate: Gate) -> None:
+    async def crowd() -> None:
+        async with pools["default"].lease():
+            request = AsyncRequestFactory().get("/", headers={"Accept": "application/json"})
+            # A task of its own: who holds a lease must not wait for another.
+            response = await asyncio.create_task(impatient(request))
+        assert response.status_code == 503
+        assert int(response["Retry-After"]) >= 1
+        assert response["Content-Type"] == "application/json"
+        assert (await impatient(request)).content == b"had a lease"
+
+    asyncio.run(crowd())
+
+
+def test_without_a_lease_in_time_a_plain_view_answers_503(gate: Gate) -> None:
+    async def crowd() -> None:
+        async with pools["default"].lease():
+            response = await asyncio.to_thread(impatient_sync, RequestFactory().get("/"))
+        assert response.status_code == 503
+        assert int(response["Retry-After"]) >= 1
+        assert response["Content-Type"].startswith("text/html")
+
+    asyncio.run(crowd())
+
+
+def test_the_views_own_errors_are_its_own(loop_runner: LoopRunner) -> None:
+    with pytest.raises(LeaseUnavailableError, match="from the view itself"):
+        loop_runner(careless(AsyncRequestFactory().get("/")))
+    with pytest.raises(LeaseUnavailableError, match="from the view itself"):
+        careless_sync(RequestFactory().get("/"))
+    assert pools["default"].stats().leases == ()
+
+
+def test_a_view_that_is_cancelled_while_it_waits_leaves_the_line(gate: Gate) -> None:
+    async def crowd() -> None:
+        manager = pools["default"]
+        async with manager.lease():
+            waiting = asyncio.create_task(impatient(AsyncRequestFactory().get("/")))
+            await async_wait_until(lambda: manager.stats().waiting == 1)
+            waiting.cancel()
+            await asyncio.wait({waiting})
+            assert waiting.cancelled()
+            assert manager.stats().waiting == 0
+
+    asyncio.run(crowd())
+
+
+# -- types (held by the type checker) -------------------------------------------------------------
+
+if TYPE_CHECKING:
+
+    async def types(lease: ExecutorLease) -> None:
+        assert_type(await run_in_pool(double, 1), int)
+        assert_type(await run_in_pool(describe, 1, unit="m"), str)
+        assert_type(run_in_pool_sync(double, 1), int)
+        plain: OffloadedFunction[[int], int] = offload(double)
+        assert_type(plain(1), int)
+        assert_type(await report(HttpRequest(), 3), JsonResponse | HttpResponse)
+        assert_type(report_sync(HttpRequest()), JsonResponse | HttpResponse)
+        assert_type(triple(1), int)
+        assert_type(await triple.run(1), int)
+        assert_type(await quadruple.run(1, plus=2), int)
+        assert_type(quadruple.run_sync(1, plus=2), int)
+        assert_type(await quadruple.options(timeout=1).run(1, plus=2), int)
+        assert_type(await lease.run(quadruple, 1, plus=2), int)
+        assert_type(lease.run_sync(double, 1), int)
+        assert_type(await pools["default"].run(double, 1), int)
+        assert_type(await pools["default"].options(timeout=1).run(double, 1), int)
+
+        await run_in_pool(double, "1")  # type: ignore[arg-type]
+        await run_in_pool(double)  # type: ignore[call-arg]
+        await run_in_pool(describe, 1, units="m")  # type: ignore[call-arg]
+        run_in_pool_sync(double, "1")  # type: ignore[arg-type]
+        triple("1")  # type: ignore[arg-type]
+        await triple.run("1")  # type: ignore[arg-type]
+        triple.run_sync()  # type: ignore[call-arg]
+        await quadruple.run(1, minus=2)  # type: ignore[call-arg]
+        await quadruple.options(timeout=1).run("1")  # type: ignore[arg-type]
+        await lease.run(double, "1")  # type: ignore[arg-type]
+        offload(pool=3)  # type: ignore[call-overload]

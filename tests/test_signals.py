@@ -1,0 +1,126 @@
+"""Django signals: what is sent, to whom, and on which thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.dispatch import Signal
+
+from leasepool_django import WorkerCrashedError, signals
+from leasepool_django.engine import Event, LeasedExecutorManager
+from leasepool_django.handler import pools
+
+from .waiting import wait_until
+
+if TYPE_CHECKING:
+    from pytest_django.fixtures import Settings
+
+
+@pytest.fixture
+def running(settings: Settings) -> Iterator[None]:
+    """Run one process pool of one worker."""
+    settings.LEASEPOOL = {"default": {"WORKERS_PER_POOL": 1, "SHUTDOWN_GRACE_SECONDS": 0}}
+    yield
+    pools.reset()
+
+
+class Heard:
+    """A receiver that notes what it gets; connect it with ``hear``."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Event, str]] = []
+
+    def __call__(self, *, alias: str, event: Event, **_: Any) -> None:
+        self.events.append((alias, event, threading.current_thread().name))
+
+    def kinds(self) -> list[str]:
+        """The kinds of the events so far."""
+        return [event.kind for _, event, _ in self.events]
+
+
+@pytest.fixture
+def hear() -> Iterator[Any]:
+    """Connect a ``Heard`` to signals, and disconnect it in the end."""
+    heard = Heard()
+    connected: list[Signal] = []
+
+    def connect(*wanted: Signal) -> Heard:
+        for signal in wanted:
+            signal.connect(heard)
+            connected.append(signal)
+        return heard
+
+    yield connect
+    for signal in connected:
+        signal.disconnect(heard)
+
+
+def test_a_lease_is_told_from_beginning_to_end(running: None, hear: Any) -> None:
+    """With its alias, id and owner, on the manager's own thread."""
+    heard = hear(signals.lease_acquired, signals.lease_released)
+    with pools["default"].lease_sync(owner="invoice 7") as lease:
+        lease_id = lease.lease_id
+    wait_until(lambda: len(heard.events) == 2, message="no two events")
+    assert heard.kinds() == ["lease_acquired", "lease_released"]
+    alias, event, thread = heard.events[0]
+    assert alias == "default"
+    assert event.facts == {"lease_id": lease_id, "owner": "invoice 7", "workers": 1}
+    assert thread == "leasepool-default-notifier"
+
+
+def test_workers_that_start_and_crash_are_told(running: None, hear: Any) -> None:
+    """Each with its pid."""
+    heard = hear(signals.worker_started, signals.worker_crashed)
+
+    with pytest.raises(WorkerCrashedError):
+        pools["default"].run_sync(os.abort)
+    wait_until(lambda: len(heard.events) == 3, message="no three events")
+    assert heard.kinds() == ["worker_started", "worker_crashed", "worker_started"]
+    assert heard.events[0][1].facts["pid"] == heard.events[1][1].facts["pid"]
+
+
+def test_a_receiver_that_raises_disturbs_nobody(
+    running: None, hear: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged; the next receiver and the next event come as ever."""
+
+    def broken(**_: Any) -> None:
+        raise ZeroDivisionError
+
+    signals.lease_acquired.connect(broken)
+    try:
+        heard = hear(signals.lease_acquired)
+        for _ in range(2):
+            with pools["default"].lease_sync():
+                pass
+        wait_until(lambda: len(heard.events) == 2, message="no two events")
+    finally:
+        signals.lease_acquired.disconnect(broken)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_what_nobody_listens_to_is_not_wanted(hear: Any) -> None:
+    """Lease events cost nothing without receivers."""
+    assert not signals.wanted("lease_acquired")
+    hear(signals.lease_acquired)
+    assert signals.wanted("lease_acquired")
+    assert not signals.wanted("no_such_kind")
+
+
+def test_every_signal_belongs_to_an_event_of_the_engine() -> None:
+    """And is passed on by its kind; kinds without a signal are left alone."""
+    for name in signals.__all__:
+        signal = getattr(signals, name)
+        if isinstance(signal, Signal):
+            heard = Heard()
+            signal.connect(heard)
+            try:
+                signals.send(LeasedExecutorManager, "x", Event(name, "m", "text"))
+            finally:
+                signal.disconnect(heard)
+            assert heard.kinds() == [name]
+    signals.send(LeasedExecutorManager, "x", Event("fork_server_lost", "m", "text"))
