@@ -69,7 +69,7 @@ def test_what_has_a_name_goes_by_it_and_is_found_by_it(function: Any, name: str)
         str.upper,
         dict.fromkeys,
     ],
-    ids=repr,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_has_no_name_of_its_own_is_pickled(function: Any) -> None:
     assert pickling.reference(function) is None

@@ -31,7 +31,9 @@ CRASHES = [
 
 @callers
 @pytest.mark.parametrize(
-    ("call", "exitcode", "signal_name", "words"), CRASHES, ids=lambda value: str(value)[:30]
+    ("call", "exitcode", "signal_name", "words"),
+    CRASHES,
+    ids=["status 3", "status 0", "SIGKILL", "SIGSEGV", "SIGABRT"],
 )
 def test_a_crash_fails_its_own_call_and_says_how(
     caller: Caller,
