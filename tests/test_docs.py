@@ -36,6 +36,7 @@ from leasepool_django import (
 from leasepool_django.backends.process import ProcessBackend
 from leasepool_django.engine.config import ManagerConfig
 from readme import settings as readme_settings
+from tests import process_jobs as jobs
 from tests.pages import PAGES, RECIPES, ROOT, Block, anchors, blocks, code_of, links, tables
 from tests.waiting import wait_until
 
@@ -195,7 +196,7 @@ def test_the_readmes_receiver_is_told_of_a_crash(
 
     try:
         with pytest.raises(WorkerCrashedError):
-            run_in_pool_sync(os._exit, 3)
+            run_in_pool_sync(jobs.exit_at_once, 3)
         wait_until(lambda: "readme.receivers" in {record.name for record in caplog.records})
     finally:
         for signal in (signals.worker_crashed, signals.lease_expired):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from leasepool_django import LeasedExecutorManager, WorkerCrashedError
+from leasepool_django import CallTimeoutError, LeasedExecutorManager, WorkerCrashedError
 from leasepool_django.backends.process.outbox import Outbox
 from tests import fault_jobs
 from tests import process_jobs as jobs
@@ -120,3 +120,19 @@ def test_errors_that_become_garbage_with_a_memoryview_do_no_harm(tmp_path: Path)
     assert ended.returncode == 0, ended.stderr
     assert "BufferError" not in ended.stderr
     assert ended.stdout.split() == ["NotPicklableError"] * 3
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_an_error_does_not_keep_what_was_sent(blocking: bool, loop_runner: LoopRunner) -> None:  # noqa: FBT001
+    """Whoever keeps the error, or the worker that was killed, keeps no buffer of the argument."""
+    with running() as manager:
+        late = manager.options(call_timeout=0.1)
+        # A process object of the worker that is killed refers to the call's error.
+        data = memoryview(bytes(1 << 20))
+        with pytest.raises(CallTimeoutError) as caught:
+            if blocking:
+                late.run_sync(fault_jobs.length_later, data)
+            else:
+                loop_runner(late.run(fault_jobs.length_later, data))
+        data.release()
+        assert caught.value.function

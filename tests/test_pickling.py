@@ -8,7 +8,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -103,18 +102,6 @@ def test_names_are_not_collected_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
         if callable(getattr(math, name)):
             pickling.reference(getattr(math, name))
             assert len(pickling.known) <= 3
-
-
-def test_a_name_that_is_known_costs_next_to_nothing() -> None:
-    pickling.reference(jobs.plain)
-    known, function, rounds = pickling.known, jobs.plain, 20_000
-    durations = []
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(rounds):
-            known.get(function)
-        durations.append((time.perf_counter() - start) / rounds)
-    assert min(durations) < 0.15e-6
 
 
 # --- functions that no worker can run ------------------------------------------------------------

@@ -83,6 +83,7 @@ def test_an_exception_out_of_memory_arrives() -> None:
     sent = run_worker(
         "import resource, sys\n"
         "from leasepool_django.backends.process import remote\n"
+        "sys.settrace(None)  # what measures coverage needs memory of its own\n"
         "resource.setrlimit(resource.RLIMIT_AS, (300_000_000, 300_000_000))\n"
         "def fill():\n"
         "    kept, size = [], 1 << 24\n"

@@ -104,7 +104,7 @@ class ExecutorWorker(Worker):
         elif error is not None:
             error = presentable(error)
         with self._lock:
-            told = call.error is not None
+            told = self.killed
             if not told:
                 call.value, call.error = value, error
             self._call = None
@@ -120,7 +120,7 @@ class ExecutorWorker(Worker):
         """See ``Worker.kill``: the caller is told, the function runs on to its end."""
         with self._lock:
             call = self._call
-            if call is None or call.error is not None:
+            if call is None or self.killed:
                 return
             call.error = error()
             self.killed = True

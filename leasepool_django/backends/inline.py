@@ -133,7 +133,7 @@ class InlineWorker(Worker):
 
     def _end(self, call: Call, value: Any, error: BaseException | None) -> None:
         with self._lock:
-            told = call.error is not None
+            told = self.killed
             if not told:
                 call.value, call.error = value, error
             self._call = None
@@ -149,12 +149,14 @@ class InlineWorker(Worker):
         """See ``Worker.kill``: the caller is told; a function that has begun runs to its end."""
         with self._lock:
             call = self._call
-            if call is None or call.error is not None:
+            if call is None or self.killed:
                 return
             call.error = error()
             self.killed = True
+        # Before the caller is told, who then lets go of the payload.
+        given_up = self._take() is not None
         _wake(call)
-        if self._take() is not None:
+        if given_up:
             self._end(call, None, None)
 
     def retire(self) -> None:

@@ -95,14 +95,15 @@ class Calls:
             raise
         except BaseException:
             self._abandon(call)
-            call.payload = None  # as below
+            call.payload = None  # see _taken_error
             raise
         if call.error is None:
             return call.value  # type: ignore[no-any-return]
+        error = _taken_error(call)
         try:
-            raise call.error
+            raise error
         finally:
-            del call  # the error's traceback refers to this frame
+            del call, error  # the error's traceback refers to this frame
 
     def new_call(
         self,
@@ -150,11 +151,7 @@ class Calls:
             raise
         if call.error is None:
             return call.value
-        # A memoryview that becomes garbage together with what was made of it for sending crashes
-        # the interpreter, up to Python 3.12.6 (gh-77894).
-        call.payload = None
-        # A frame above refers to the call, and the error's traceback to that frame.
-        error, call.error = call.error, None
+        error = _taken_error(call)
         try:
             raise error
         finally:
@@ -318,6 +315,18 @@ class Calls:
         worker = self._dispatcher.abandon(waiter)
         if worker is not None:
             worker.kill(asyncio.CancelledError)
+
+
+def _taken_error(call: Call) -> BaseException:
+    """The error of a call, which keeps neither it nor what was sent.
+
+    Others may refer to the call for a while, as the worker does that was killed for it. A
+    memoryview that becomes garbage together with what was made of it for sending crashes the
+    interpreter, up to Python 3.12.6 (gh-77894).
+    """
+    error, call.error, call.payload = call.error, None, None
+    assert error is not None
+    return error
 
 
 class CallOptions:
