@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import socket
 import threading
@@ -31,6 +32,9 @@ class Link:
         self._sending = False
         self._deferred: list[Buffer] = []
         self._reader = wire.FrameReader()
+        poller = select.poll()
+        poller.register(channel, select.POLLIN)
+        self._wait = poller.poll
         self._frames: deque[tuple[int, bytes | bytearray]] = deque()
         self._fds: list[int] = []  # received, and not yet claimed by a frame
         self._arguments: Segment | None = None
@@ -64,6 +68,9 @@ class Link:
                 if frame is not None:
                     return frame
                 continue
+            # One who sleeps in recvmsg is also woken whenever the other end has read, for there is
+            # room to send again then; a switch of processes for each call, and for nothing.
+            self._wait()
             data, ancillary, _, _ = self.channel.recvmsg(wire.RECEIVE, 64, _CLOSE_ON_EXEC)
             if not data:
                 return None
