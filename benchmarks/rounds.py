@@ -79,6 +79,7 @@ def _measure(
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.cell", json.dumps(spec)],
             cwd=ROOT,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -99,6 +100,11 @@ def _measure(
     return Cell(
         number, group.name, contender, loop, floor, found.get("figures", {}), found.get("reason")
     )
+
+
+def _environment() -> dict[str, str]:
+    # A server finds its modules compiled; whoever measures may have told Python not to keep that.
+    return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _kill_session(process: subprocess.Popen[str]) -> None:

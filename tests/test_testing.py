@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,8 @@ def test_a_lease_that_is_held_is_named(threads: None) -> None:
 def test_calls_that_run_and_callers_who_wait_are_named(threads: None, stage: Stage) -> None:
     with ThreadPoolExecutor() as callers:
         calls = [callers.submit(run_in_pool_sync, jobs.hold, stage.folder, name) for name in "abc"]
-        wait_until(lambda: pools["default"].stats().waiting == 1)
+        manager = pools["default"]
+        wait_until(lambda: (manager.stats().waiting, manager.stats().busy_workers) == (1, 2))
         with pytest.raises(AssertionError) as raised:
             assert_no_leases(timeout=0)
         assert str(raised.value).count("tests.jobs.hold still runs") == 2
@@ -165,6 +167,10 @@ def inner_run(
     pytester: pytest.Pytester, text: str, *, leasepool: dict[str, Any] | None = None
 ) -> pytest.RunResult:
     """Run tests with the fixture in this very process, where Django is set up already."""
+    # Such a run takes the modules that it was the first to import out of sys.modules again.
+    import_module("leasepool_django.backends.inline")
+    import_module("leasepool_django.backends.process.pool")
+    import_module("leasepool_django.engine.stats")
     pytester.makepyfile(text)
     with override_settings(LEASEPOOL=leasepool or {"default": INLINE}):
         # Neither pytest-django, which would set Django up once more, nor this project's fixtures.

@@ -30,11 +30,15 @@ Who owns what:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .config import ExecutorBackend, ProcessLoggingConfig
 from .events import Event
 from .lease import ExecutorLease
 from .manager import LeasedExecutorManager
-from .stats import LeaseStats, ManagerStats, PoolStats, WorkerStats
+
+if TYPE_CHECKING:
+    from .stats import LeaseStats, ManagerStats, PoolStats, WorkerStats
 
 __all__ = [
     "Event",
@@ -47,3 +51,12 @@ __all__ = [
     "ProcessLoggingConfig",
     "WorkerStats",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # With the first snapshot: to make its classes takes as long as to import the rest.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import stats
+
+    return getattr(stats, name)

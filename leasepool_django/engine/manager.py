@@ -13,7 +13,7 @@ import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..backends.base import resolve
 from ..exceptions import LeasePoolNotStartedError
@@ -28,8 +28,10 @@ from .config import (
 from .coroutines import coroutine_function
 from .events import Event, Subscriber
 from .lease import ExecutorLease
-from .stats import ManagerStats
 from .supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from .stats import ManagerStats
 
 __all__ = ["LeasedExecutorManager"]
 

@@ -22,7 +22,6 @@ from .dispatcher import Dispatcher
 from .events import Event, Notifier, Subscriber
 from .housekeeper import Housekeeper
 from .line import Call, Pool, Slot
-from .stats import ManagerStats, snapshot
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from ..backends.base import Backend, Worker
     from .config import ManagerConfig
     from .lease import LeaseState
+    from .stats import ManagerStats
 
 __all__ = ["Supervisor"]
 
@@ -443,6 +443,8 @@ class Supervisor:
 
     def stats(self) -> ManagerStats:
         """See ``LeasedExecutorManager.stats``."""
+        from .stats import snapshot
+
         error = self._last_start_error
         return snapshot(
             self._config,
