@@ -175,7 +175,10 @@ def run_program(
             out, err = program.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             program.kill()
-            out, err = program.communicate()
+            try:
+                out, err = program.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                out, err = "", "What it has left behind holds its output open."
             raise AssertionError(f"the program hangs.\n{out}\n{err}") from None
     # In development mode asyncio reports steps that took long, which says something of the machine.
     err = "".join(line for line in err.splitlines(True) if not line.startswith("Executing <"))

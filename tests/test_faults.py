@@ -17,7 +17,6 @@ import pytest
 from leasepool_django import (
     CallTimeoutError,
     LeasedExecutorManager,
-    LeaseTimeoutError,
     WorkerCrashedError,
     WorkerStartError,
 )
@@ -27,7 +26,7 @@ from leasepool_django.engine import Event
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
 from tests.leaks import Process
-from tests.process_pools import assert_full_capacity, new_manager, run_program, running
+from tests.process_pools import assert_full_capacity, new_manager, running
 from tests.process_table import fork_servers, identify, state, wait_gone, worker_pids
 from tests.waiting import async_wait_until, wait_until
 
@@ -237,116 +236,6 @@ def test_signals_to_every_process_of_a_service_cost_no_call(tmp_path: Path) -> N
         assert call.result(10) in before
         assert_full_capacity(manager, tmp_path)
         assert {*fork_servers(), *worker_pids()} == before
-
-
-# --- what runs out --------------------------------------------------------------------------------
-
-EXHAUSTED = """
-    import os
-    import resource
-    import signal
-    import sys
-
-    from leasepool_django import LeasedExecutorManager, LeaseTimeoutError
-    from tests import process_jobs as jobs
-    from tests.process_table import fork_servers, identify, wait_gone
-    from tests.waiting import wait_until
-
-    if __name__ == "__main__":
-        manager = LeasedExecutorManager(max_pools=1, workers_per_pool=1)
-        manager.start_sync()
-        victim = fork_servers()[0] if sys.argv[1] == "server" else manager.run_sync(os.getpid)
-        child = identify(manager.run_sync(jobs.start_sleep, own_session=True))
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # What is open stays open, and nothing more can be opened.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-        os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: manager.stats().start_failures)
-        try:
-            manager.options(timeout=1).run_sync(jobs.echo, 1)
-        except LeaseTimeoutError as error:
-            print(error)
-        stats = manager.stats()
-        print(stats.start_failures > 1, stats.live_workers, stats.last_start_error)
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        print(manager.options(timeout=20).run_sync(jobs.echo, "recovered"))
-        print(manager.stats().last_start_error)
-        wait_gone([child], timeout=5)
-        manager.stop_sync()
-"""
-
-
-@pytest.mark.parametrize(
-    ("victim", "what"), [("worker", "A worker"), ("server", "The fork server")]
-)
-def test_without_descriptors_workers_are_started_later(
-    victim: str, what: str, tmp_path: Path
-) -> None:
-    ended = run_program(tmp_path, EXHAUSTED, victim)
-    assert ended.returncode == 0, ended.stderr
-    why = f"{what} could not be started: [Errno 24] Too many open files."
-    told, stats, *rest = ended.stdout.splitlines()
-    assert told == (
-        "No lease of 1 worker(s) of 'leasepool' came within 1 s; 0 other caller(s) wait. Workers "
-        f"cannot be started: {why}"
-    )
-    assert stats == f"True 0 {why}"
-    assert rest == ["recovered", "None"]
-
-
-# Gives up what lets root pass the limit: the kernel counts the processes of the real user, and
-# spares those with certain capabilities. Before each fork it looks whether there is a limit.
-LIMITED = """
-import ctypes
-import os
-import pathlib
-import resource
-
-if os.geteuid() == 0:
-    os.setresuid({user}, 0, 0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    sets = (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, sets) == 0
-    for capability in (21, 24):  # CAP_SYS_ADMIN, CAP_SYS_RESOURCE
-        sets[0] &= ~(1 << capability)
-        sets[1] &= ~(1 << capability)
-    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
-
-soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-
-
-def limit():
-    limited = pathlib.Path({path!r}).exists()
-    resource.setrlimit(resource.RLIMIT_NPROC, (1 if limited else soft, hard))
-
-
-os.register_at_fork(before=limit)
-"""
-
-
-def test_without_processes_workers_are_started_later(modules: Path, tmp_path: Path) -> None:
-    """The limit on a user's processes, as a container or a service manager sets it."""
-    limited = tmp_path / "limited"
-    (modules / "limited_processes.py").write_text(
-        LIMITED.format(user=50_000 + os.getpid() % 10_000, path=str(limited))
-    )
-    with running(preload=["limited_processes"]) as manager:
-        limited.touch()
-        with pytest.raises(WorkerCrashedError):
-            manager.run_sync(jobs.kill_own_process)
-        with pytest.raises(LeaseTimeoutError) as caught:
-            manager.options(timeout=0.5).run_sync(jobs.echo, 1)
-        why = "A worker could not be started: [Errno 11] Resource temporarily unavailable."
-        assert str(caught.value).endswith(f"Workers cannot be started: {why}")
-        stats = manager.stats()
-        assert stats.last_start_error == why
-        assert stats.start_failures > 1
-        assert stats.live_workers == 0
-        limited.unlink()
-        assert manager.options(timeout=20).run_sync(jobs.echo, "recovered") == "recovered"
-        assert manager.stats().last_start_error is None
-        assert_full_capacity(manager, tmp_path)
 
 
 def test_a_call_is_not_lost_with_a_pool_that_dies_at_once(

@@ -54,7 +54,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # With the first snapshot: to make its classes takes as long as to import the rest.
+    # Not with the package: to make its classes takes as long as to import the rest.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import stats

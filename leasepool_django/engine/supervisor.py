@@ -211,6 +211,8 @@ class Supervisor:
     def _open(self) -> None:
         try:
             self._backend.open(self)
+            # While workers get ready, and not when somebody looks: descriptors may be short then.
+            from . import stats  # noqa: F401
         except Exception as error:  # noqa: BLE001 - start() raises it
             self._fail_start(error)
             return

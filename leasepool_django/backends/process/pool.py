@@ -119,6 +119,8 @@ class ProcessBackend(Encoder, Backend):
         # What workers pickle from the main module says __mp_main__.
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
         self._launch()
+        # While it prepares. A process that has run out of descriptors can import nothing more.
+        from . import records, remote  # noqa: F401
 
     def _launch(self) -> None:
         main = main_module()

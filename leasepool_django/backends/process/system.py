@@ -9,12 +9,16 @@ Standard library only.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import signal
 import sys
 from time import monotonic
 from typing import Any
+
+if sys.platform != "win32":  # where settings are read all the same
+    import resource
 
 __all__ = [
     "adopt_orphans",
@@ -70,8 +74,6 @@ def open_pidfd(pid: int) -> int | None:
     except PermissionError:  # an old seccomp profile: the fork server does the killing
         return None
     except OSError as error:
-        import errno
-
         if error.errno == errno.ENOSYS:
             return None
         raise
@@ -175,6 +177,4 @@ def resident_bytes() -> int:
         with open("/proc/self/statm") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:  # not Linux, or the function has used up the descriptors
-        import resource
-
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if LINUX else 1)
