@@ -171,7 +171,8 @@ class ForkServer:
                 )
             sys.stdout.flush()
             sys.stderr.flush()
-            gc.collect()
+            if setup.preload:
+                gc.collect()  # takes as long as a tenth of setting Django up, which leaves nothing
             gc.freeze()
         self.control.sendall(wire.message(wire.PREPARED))
 

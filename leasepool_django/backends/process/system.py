@@ -8,7 +8,6 @@ Standard library only.
 # ruff: noqa: PTH123, PTH208
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import select
@@ -39,6 +38,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 def _prctl(option: int, value: int) -> None:
     if not LINUX:
         return
+    import ctypes  # here: the server, which imports this module too, has no use for it
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         number = ctypes.get_errno()
