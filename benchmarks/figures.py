@@ -10,7 +10,6 @@ from .goals import GOALS, Goal
 from .measuring import NO_LOOP, Better
 from .rounds import Cell
 from .workloads import load
-from .workloads.group import PEERS
 
 __all__ = ["Spread", "Verdict", "medians", "verdicts"]
 
@@ -92,7 +91,11 @@ def _judge(goal: Goal, loop: str, cells: Sequence[Cell]) -> Verdict:
             continue
         reference = goal.reference
         if reference == "best":
-            peers = {name: here[name, loop] for name in PEERS if (name, loop) in here}
+            peers = {
+                name: here[name, loop]
+                for name in load(goal.group).peers
+                if (name, loop) in here and _keeps_up(goal, name, loop, cells, number)
+            }
             if not peers:
                 continue
             pick = max if better is Better.HIGHER else min
@@ -112,3 +115,16 @@ def _judge(goal: Goal, loop: str, cells: Sequence[Cell]) -> Verdict:
         versus.add(reference)
         ratios.append(ours / base)
     return Verdict(goal, loop, Spread.of(ratios) if ratios else None, ", ".join(sorted(versus)))
+
+
+def _keeps_up(goal: Goal, peer: str, loop: str, cells: Sequence[Cell], number: int) -> bool:
+    """Whether ``peer`` does so much of the work that the goal compares with it."""
+    if goal.among is None:
+        return True
+    metric, share = goal.among
+    done = {
+        cell.contender: cell.figures[metric]
+        for cell in cells
+        if (cell.group, cell.loop, cell.round) == (goal.group, loop, number) and cell.figures
+    }
+    return peer in done and done[peer] >= share * done[goal.contender]

@@ -30,6 +30,8 @@ class Group(ABC):
     """What is done, in a sentence for the report."""
     metrics: ClassVar[tuple[Metric, ...]]
     contenders: ClassVar[tuple[str, ...]]
+    peers: ClassVar[tuple[str, ...]] = PEERS
+    """Among whom the best peer is looked for."""
     quick: ClassVar[tuple[str, ...]] = ()
     """The contenders of a quick run."""
     quick_loops: ClassVar[tuple[str, ...] | None] = None

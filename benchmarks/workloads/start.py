@@ -27,9 +27,8 @@ class Start(Group):
         "up in each worker: by an initializer, or in the function where there is none."
     )
     metrics = (Metric("first_answer", "start → first answer", "ms"),)
-    contenders = (
-        "django",
-        "stdlib",
+    # Not those that fork the server with its threads, locks and connections.
+    peers = (
         "stdlib-spawn",
         "stdlib-forkserver",
         "stdlib-preload",
@@ -42,6 +41,7 @@ class Start(Group):
         "dask",
         "leasepool-forkserver",
     )
+    contenders = ("django", "stdlib", *peers)
     quick = ("django", "stdlib-forkserver")
     quick_loops = ("asyncio",)
 
