@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 __all__ = ["Connection", "connect", "paced", "saturate"]
@@ -79,23 +79,31 @@ async def saturate(connection: Connection, paths: Iterator[str], end: float) -> 
     return count
 
 
-async def paced(connection: Connection, path: str, interval: float, end: float) -> list[float]:
+async def paced(
+    connections: Sequence[Connection], path: str, interval: float, end: float
+) -> list[float]:
     """Ask for ``path`` every ``interval`` seconds until ``end``; the seconds each answer took.
 
-    A request that cannot be made in time, since an answer is overdue, counts from the time it
-    should have been made at: a stall is felt by all who come while it lasts.
+    As independent visitors do: each request is made when it is due, on a connection of its own,
+    however late the answers before it are. Where none of ``connections`` is free, its time counts
+    from when it was due all the same.
     """
     clock = time.perf_counter
     durations: list[float] = []
-    due = clock()
-    while due < end:
-        pause = due - clock()
-        if pause > 0:
-            await asyncio.sleep(pause)
-            begin = clock()
-        else:
-            begin = due
+    free: asyncio.Queue[Connection] = asyncio.Queue()
+    for connection in connections:
+        free.put_nowait(connection)
+
+    async def ask(due: float) -> None:
+        connection = await free.get()
         await connection.get(path)
-        durations.append(clock() - begin)
-        due += interval
+        durations.append(clock() - due)
+        free.put_nowait(connection)
+
+    due = clock()
+    async with asyncio.TaskGroup() as visitors:
+        while due < end:
+            await asyncio.sleep(due - clock())
+            visitors.create_task(ask(due))
+            due += interval
     return durations

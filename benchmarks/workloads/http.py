@@ -19,7 +19,8 @@ from ..measuring import Better, Effort, Metric, NotMeasuredError, percentile, ru
 from .group import PEERS, Figures, Group
 
 CLIENTS = 32
-LIGHT_INTERVAL = 0.005
+VISITORS = 16
+LIGHT_INTERVAL = 0.02
 PATIENCE = 30.0  # seconds for the server to start, and to end
 
 
@@ -30,10 +31,10 @@ class Http(Group):
     title = "HTTP through uvicorn, 32 clients, 1–5 ms of CPU a request"
     work = (
         "A Django view awaits a call of 1 to 5 ms of CPU time (the same sequence for all) in one "
-        "worker for each core; 32 keep-alive clients ask without pause. Meanwhile a view that "
-        "computes nothing is asked for every 5 ms; its time counts from when it was due. The "
-        "clients share the machine; they run at a higher priority where that is allowed, as if "
-        "they were elsewhere."
+        "worker for each core; 32 keep-alive clients ask without pause. Meanwhile others ask for a "
+        "view that computes nothing, one every 20 ms, whether or not the answers before have come; "
+        "its time counts from when it was due. The clients share the machine; they run at a higher "
+        "priority where that is allowed, as if they were elsewhere."
     )
     metrics = (
         Metric("requests", "requests a second", "/s", Better.HIGHER),
@@ -49,6 +50,8 @@ class Http(Group):
         if contender not in OURS:
             make(contender, self.wanted())  # the reason, if it is not installed
         with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+            # Connections inherit it. Servers set it themselves, but not on what --fd gives them.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             server = subprocess.Popen(
                 [
                     sys.executable,
@@ -107,7 +110,7 @@ def _end(server: subprocess.Popen[str]) -> None:
 
 async def _measure(port: int, effort: Effort) -> Figures:
     async with asyncio.timeout(PATIENCE):
-        connections = [await load.connect(port) for _ in range(CLIENTS + 1)]
+        connections = [await load.connect(port) for _ in range(CLIENTS + VISITORS)]
         # The socket listens before the server runs: this waits for the server.
         await connections[0].get("/light")
     seconds = effort.pick(5.0, 2.0)
@@ -122,11 +125,11 @@ async def _measure(port: int, effort: Effort) -> Figures:
 async def _load(connections: list[load.Connection], seconds: float) -> Figures:
     begin = time.perf_counter()
     end = begin + seconds
-    light = asyncio.create_task(load.paced(connections[-1], "/light", LIGHT_INTERVAL, end))
+    light = asyncio.create_task(load.paced(connections[CLIENTS:], "/light", LIGHT_INTERVAL, end))
     counts = await asyncio.gather(
         *(
             load.saturate(connection, _paths(seed), end)
-            for seed, connection in enumerate(connections[:-1])
+            for seed, connection in enumerate(connections[:CLIENTS])
         )
     )
     taken = time.perf_counter() - begin
