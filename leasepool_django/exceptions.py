@@ -58,11 +58,13 @@ class LeaseUnavailableError(LeasePoolError):
     """No lease can be had now.
 
     ``waiting``: how many callers stood in line; ``retry_after``: estimated seconds until a worker
-    is free, for a ``Retry-After`` header.
+    is free, for a ``Retry-After`` header; ``waits_for_itself``: the caller holds what it asks for,
+    so that trying again is in vain.
     """
 
     waiting: int | None = None
     retry_after: float | None = None
+    waits_for_itself: bool = False
 
 
 class LeaseTimeoutError(LeaseUnavailableError, TimeoutError):

@@ -89,10 +89,6 @@ class StandIn(Worker):
         self.dead = True
 
 
-class Holder:
-    """Stands for the task that holds a lease."""
-
-
 def new_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.SelectorEventLoop()
     loop.set_debug(False)  # it would note where each of many callbacks comes from
@@ -119,7 +115,6 @@ class Account(RuleBasedStateMachine):
         self.workers: list[StandIn] = []  # in service, or dead and not both sides know
         self.begun: list[Call] = []
         self.given_up: set[Waiter] = set()
-        self.holders: list[Holder] = []
         # The model: all who ever came, in order, to the manager's line (None) or a lease's.
         self.came: dict[LeaseState | None, list[Waiter]] = {None: []}
         self.states: dict[Waiter, int] = {}
@@ -172,8 +167,7 @@ class Account(RuleBasedStateMachine):
 
     @rule(caller=callers, workers=st.integers(1, WORKERS))
     def acquire(self, caller: int, workers: int) -> None:
-        self.holders.append(Holder())
-        request = Request(self.home(caller), workers, None, math.inf, 0.0, self.holders[-1])
+        request = Request(self.home(caller), workers, None, math.inf, 0.0)
         self.arrive(request, None)
         self.dispatcher.request(request, wait=True)
 
@@ -224,7 +218,9 @@ class Account(RuleBasedStateMachine):
 
     def revoke(self, data: st.DataObject) -> None:
         lease = data.draw(st.sampled_from(self.leases()))
-        for worker in self.dispatcher.revoke(lease):
+        assert self.dispatcher.revoke(lease) is None, "it is not over"
+        lease.hard_expires_at = 0.0
+        for worker in self.dispatcher.revoke(lease) or ():
             assert worker.leaving
             worker.kill(lease.refusal)
 

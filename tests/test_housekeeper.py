@@ -43,7 +43,7 @@ def keeping(tick: Callable[[float], float]) -> Iterator[Housekeeper]:
     try:
         yield keeper
     finally:
-        keeper.post(keeper.stop)
+        keeper.post(lambda: keeper.stop(lambda: None))
         wait_until(lambda: not is_alive())
 
 

@@ -84,8 +84,8 @@ def test_a_pool_is_added_when_the_first_in_line_finds_no_room() -> None:
         with several(manager, 3):
             assert manager.total_count == 3
             assert manager.stats().idle_workers == 0
-            with pytest.raises(LeaseTimeoutError):
-                manager.acquire_sync(timeout=0.05)
+            with ThreadPoolExecutor(1) as another, pytest.raises(LeaseTimeoutError):
+                another.submit(manager.acquire_sync, timeout=0.05).result()
             assert manager.total_count == 3
         wait_all_idle(manager)
 

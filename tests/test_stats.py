@@ -198,40 +198,6 @@ def test_the_length_of_the_wait_is_seen(stage: Stage) -> None:
         asyncio.run(main())
 
 
-def test_the_expected_wait_grows_with_the_line_and_shrinks_with_the_workers(
-    stage: Stage,
-) -> None:
-    """It comes with the refusal, for a ``Retry-After`` header."""
-    expected: dict[int, float] = {}
-
-    async def main(manager: LeasedExecutorManager) -> float:
-        names = [str(number) for number in range(manager.workers_per_pool)]
-        for name in names:
-            (stage.folder / f"go-{name}").unlink(missing_ok=True)
-        (stage.folder / "begun").unlink(missing_ok=True)
-        await manager.run(jobs.pause, 0.1)
-        assert manager.stats().mean_call_seconds >= 0.1
-        held = [asyncio.create_task(manager.run(jobs.hold, stage.folder, n)) for n in names]
-        await stage.wait_begun_async(*names)
-        empty = manager.estimated_wait()
-        waiting = asyncio.create_task(manager.run(jobs.add, 1))
-        await async_wait_until(lambda: manager.stats().waiting == 1)
-        with pytest.raises(LeaseUnavailableError) as refused:
-            await manager.acquire(wait=False)
-        with pytest.raises(LeaseTimeoutError) as late:
-            await manager.options(timeout=0.01).run(jobs.add, 1)
-        assert refused.value.retry_after == late.value.retry_after == manager.estimated_wait()
-        assert manager.estimated_wait() == pytest.approx(2 * empty)
-        stage.let_go(*names)
-        await asyncio.gather(waiting, *held)
-        return empty
-
-    for count in (1, 4):
-        with running(count) as manager:
-            expected[count] = asyncio.run(main(manager)) / manager.stats().mean_call_seconds
-    assert expected[1] > expected[4] > 0
-
-
 def test_the_state_is_told_in_one_line(stage: Stage) -> None:
     with running(2, max_pools=3, name_prefix="reports") as manager:
         with manager.lease_sync(workers=1):

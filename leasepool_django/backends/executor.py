@@ -14,7 +14,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from functools import cache, partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -73,6 +73,9 @@ class ExecutorWorker(Worker):
                 self._undelivered(call, error)
                 return False
             self._end(call, None, error, broken=isinstance(error, RuntimeError))
+        except BaseException:  # a signal handler's; whether it was submitted nobody knows
+            self._call = None
+            raise
         else:
             call.payload = None
             future.add_done_callback(partial(self._done, call))
@@ -85,15 +88,13 @@ class ExecutorWorker(Worker):
         host = self._backend.host
         if not host.call_undelivered(self, call):
             call.error = _crash(call, error)
-            _wake(call)
+            call.wake_from_anywhere()
         host.housekeeper.post(partial(self._leave, crashed=True))
 
     def _done(self, call: Call, future: Future[Any]) -> None:
         error: BaseException | None
         try:
             value, error = future.result(), None
-        except CancelledError as cancelled:
-            value, error = None, cancelled
         except BaseException as raised:  # noqa: BLE001 - the caller gets it, whatever it is
             value, error = None, raised
         self._end(call, value, error, broken=isinstance(error, BrokenExecutor))
@@ -112,7 +113,7 @@ class ExecutorWorker(Worker):
         host = self._backend.host
         host.call_ended(self, call, None, retiring=broken)
         if not told:
-            _wake(call)
+            call.wake_from_anywhere()
         if self.leaving:
             host.housekeeper.post(partial(self._leave, crashed=broken))
 
@@ -120,18 +121,18 @@ class ExecutorWorker(Worker):
         """See ``Worker.kill``: the caller is told, the function runs on to its end."""
         with self._lock:
             call = self._call
-            if call is None or self.killed:
-                return
-            call.error = error()
-            self.killed = True
-        _wake(call)
+            if call is not None:
+                if self.killed:
+                    return
+                call.error = error()
+                self.killed = True
+        if call is None:  # its caller was interrupted before the call was here
+            self._backend.host.housekeeper.post(partial(self._leave, crashed=False))
+            return
+        call.wake_from_anywhere()
 
     def retire(self) -> None:
         """See ``Worker.retire``."""
-        self._leave(crashed=False)
-
-    def leave_if_idle(self) -> None:
-        """Housekeeper: leave a broken executor; a call that runs hears of it by itself."""
         self._leave(crashed=False)
 
     def _leave(self, *, crashed: bool) -> None:
@@ -245,7 +246,7 @@ class ExecutorClassBackend(Backend):
     def abandon_executor(self, executor: Executor) -> None:
         """Let the idle workers of a broken executor leave it too."""
         for worker in [worker for worker in self._workers if worker.executor is executor]:
-            worker.leave_if_idle()
+            worker.retire()  # a call that runs hears of it by itself
 
     def _release(self, pool: Pool, executor: Executor, *, broken: bool) -> None:
         self._users[executor] = users = self._users.get(executor, 1) - 1
@@ -321,13 +322,3 @@ def _crash(call: Call, error: BaseException | None) -> WorkerCrashedError:
     )
     crash.__cause__ = error
     return crash
-
-
-def _wake(call: Call) -> None:
-    if call.home is None:
-        call.wake()
-        return
-    try:
-        call.home.call_soon_threadsafe(call.wake)
-    except RuntimeError:
-        return  # its loop is closed: nobody is left to tell

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["InlineBackend"]
 
+_TRACEBACK = BaseException.__dict__["__traceback__"]
 _Frame = bytes | Payload
 _InThread = Callable[[Callable[[], None]], Awaitable[None]]
 
@@ -141,7 +142,7 @@ class InlineWorker(Worker):
         host = self._backend.host
         host.call_ended(self, call, None, retiring=False)
         if not told:
-            _wake(call)
+            call.wake_from_anywhere()
         if self.leaving:
             host.housekeeper.post(self.retire)
 
@@ -149,13 +150,17 @@ class InlineWorker(Worker):
         """See ``Worker.kill``: the caller is told; a function that has begun runs to its end."""
         with self._lock:
             call = self._call
-            if call is None or self.killed:
-                return
-            call.error = error()
-            self.killed = True
+            if call is not None:
+                if self.killed:
+                    return
+                call.error = error()
+                self.killed = True
+        if call is None:  # its caller was interrupted before the call was here
+            self._backend.host.housekeeper.post(self.retire)
+            return
         # Before the caller is told, who then lets go of the payload.
         given_up = self._take() is not None
-        _wake(call)
+        call.wake_from_anywhere()
         if given_up:
             self._end(call, None, None)
 
@@ -301,8 +306,9 @@ class InlineBackend(Encoder, Backend):
             frame_locals = getattr(self._hooks, "frame_locals", None)
             decode(outcome, wire.ERROR, encode_exception(error, frame_locals, 2), None)
             assert outcome.error is not None
-            # The frames are here, so a debugger may look into them.
-            outcome.error.__traceback__ = _without_ours(error.__traceback__)
+            # The frames are here, so a debugger may look into them. Not by assignment, which an
+            # exception may forbid.
+            _TRACEBACK.__set__(outcome.error, _without_ours(_TRACEBACK.__get__(error)))
             if _is_ctrl_c(error):
                 raise
         finally:
@@ -355,13 +361,3 @@ def _is_ctrl_c(error: BaseException) -> bool:
         and not error.args
         and threading.current_thread() is threading.main_thread()
     )
-
-
-def _wake(call: Call) -> None:
-    if call.home is None:
-        call.wake()
-        return
-    try:
-        call.home.call_soon_threadsafe(call.wake)
-    except RuntimeError:
-        return  # its loop is closed: nobody is left to tell

@@ -11,15 +11,15 @@ import math
 import threading
 import warnings
 from asyncio import get_running_loop
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..exceptions import LeasePoolError, LeaseTimeoutError
-from .config import duration, optional_duration, positive_int
-from .coroutines import coroutine_function
-from .lease import ExecutorLease, LeaseState, current_holder
+from .config import duration, positive_int
+from .coroutines import refuse_running_loop
+from .lease import ExecutorLease, LeaseState
 from .line import DONE, Call, Request, Waiter
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .manager import LeasedExecutorManager
     from .supervisor import Supervisor
 
-__all__ = ["CallOptions", "Calls"]
+__all__ = ["Calls", "checked_owner"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +53,7 @@ class Calls:
         self._carries_context = (
             config.process_logging is not None and config.process_logging.enabled
         )
+        supervisor.dispatcher.time_out = self._time_out
         self.acquire_timeout = config.acquire_timeout
         self.call_timeout = config.call_timeout
 
@@ -85,6 +86,7 @@ class Calls:
             if worker is None:
                 await self._wait(call, home, timeout)
             else:
+                call.patience = timeout
                 worker.begin(call, home, eager=True)
                 if call.state != DONE:
                     call.future = home.create_future()
@@ -129,7 +131,11 @@ class Calls:
         raise refusal
 
     def run_sync(self, lease: LeaseState | None, call: Call, timeout: float | None) -> Any:
-        """Run a ``new_call`` without a home, and block until it is done."""
+        """Run a ``new_call`` without a home, and block until it is done.
+
+        ``RuntimeError`` on the thread of a running event loop.
+        """
+        refuse_running_loop("run_sync(...)", "await run(...)")
         if self._dispatcher.closed is not None and lease is None:
             self._ensure_running_sync()
         call.wakeup = _locked()
@@ -195,6 +201,7 @@ class Calls:
         wait: bool,
     ) -> ExecutorLease:
         """See ``LeasedExecutorManager.acquire_sync``."""
+        refuse_running_loop("acquire_sync(...)", "await acquire(...)")
         request = self._request(None, owner, lease_seconds, workers)
         patience = self._patience(timeout)
         if self._dispatcher.closed is not None:
@@ -212,6 +219,10 @@ class Calls:
         """Give a lease back. Idempotent, never waits."""
         if self._dispatcher.release(lease):
             self._supervisor.lease_ended(lease)
+
+    def release_later(self, release: Callable[[], None]) -> None:
+        """From a finalizer, at any moment: have ``release`` run on the housekeeper's thread."""
+        self._supervisor.post(release)
 
     def extend(self, lease: LeaseState, seconds: float) -> None:
         """Let a lease expire ``seconds`` from now."""
@@ -257,7 +268,7 @@ class Calls:
         elif lease_seconds != math.inf:
             lease_seconds = duration("lease_seconds", lease_seconds)
         grace = config.lease_grace_seconds
-        return Request(home, workers, owner, lease_seconds, grace, current_holder())
+        return Request(home, workers, owner, lease_seconds, grace)
 
     def _patience(self, timeout: float | None) -> float | None:
         return self.acquire_timeout if timeout is None else duration("timeout", timeout)
@@ -306,7 +317,7 @@ class Calls:
                 + (f" Workers cannot be started: {trouble}" if trouble else ""),
                 waited=timeout,
                 waiting=waiting,
-                retry_after=self._dispatcher.estimated_wait(),
+                retry_after=self._dispatcher.estimated_wait(waiter),
             )
 
         return self._dispatcher.leave(waiter, error)
@@ -327,47 +338,6 @@ def _taken_error(call: Call) -> BaseException:
     error, call.error, call.payload = call.error, None, None
     assert error is not None
     return error
-
-
-class CallOptions:
-    """One-shot calls with settings of their own; see ``LeasedExecutorManager.options``."""
-
-    def __init__(
-        self, calls: Calls, timeout: float | None, call_timeout: float | None, owner: str | None
-    ) -> None:
-        timeout = optional_duration("timeout", timeout)
-        call_timeout = optional_duration("call_timeout", call_timeout)
-        self._calls = calls
-        self._timeout = calls.acquire_timeout if timeout is None else timeout
-        self._call_timeout = calls.call_timeout if call_timeout is None else call_timeout
-        self._owner = checked_owner(owner)
-
-    @coroutine_function
-    def run(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[None, None, T]:
-        """As ``LeasedExecutorManager.run``."""
-        return self._calls.run(
-            None, fn, args, kwargs, self._timeout, self._call_timeout, self._owner
-        )
-
-    def run_sync(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """As ``LeasedExecutorManager.run_sync``."""
-        try:
-            run = self.prepare_sync(fn, *args, **kwargs)
-        finally:
-            del args, kwargs
-        return run()
-
-    def prepare_sync(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Callable[[], T]:
-        """As ``LeasedExecutorManager.prepare_sync``."""
-        try:
-            call = self._calls.new_call(None, fn, args, kwargs, self._call_timeout, self._owner)
-        finally:
-            del args, kwargs
-        return partial(self._calls.run_sync, None, call, self._timeout)
 
 
 def checked_owner(owner: str | None) -> str | None:

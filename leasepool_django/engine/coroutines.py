@@ -1,7 +1,7 @@
-"""Plain functions that return a coroutine, known as coroutine functions.
+"""Plain functions that return a coroutine, and blocking ones that no event loop's thread may call.
 
-``manager.run`` and its like are such functions: with a frame of their own, error reports would show
-the arguments of calls. ``async_to_sync`` and others ask before they call.
+``manager.run`` and its like are of the first kind: with a frame of their own, error reports would
+show the arguments of calls. ``async_to_sync`` and others ask before they call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["coroutine_function"]
+__all__ = ["coroutine_function", "refuse_running_loop"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,3 +24,13 @@ def coroutine_function(function: F) -> F:
     mark = getattr(asyncio.coroutines, "_is_coroutine")  # noqa: B009 - asyncio 3.11 looks for it
     setattr(function, "_is_coroutine", mark)  # noqa: B010
     return function
+
+
+def refuse_running_loop(spelling: str, instead: str) -> None:
+    """Raise ``RuntimeError`` on a running event loop's thread; it names what to use ``instead``."""
+    if asyncio._get_running_loop() is not None:  # private: the public one raises, which is slower
+        raise RuntimeError(
+            f"{spelling} would block the event loop that runs on this thread, and everything it "
+            f"serves. Use `{instead}` instead, or call it on another thread: "
+            "`await asyncio.to_thread(...)`."
+        )

@@ -17,6 +17,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,7 +68,9 @@ class Counters:
     leases_granted = 0
     leases_expired = 0
     rejected = 0
+    leases_ended = 0
     mean_call_seconds = 0.0
+    mean_lease_seconds = 0.0  # how long leases are held
 
 
 class Dispatcher:
@@ -75,7 +78,10 @@ class Dispatcher:
 
     ``tell`` emits events; ``grow`` asks for another pool; ``retire`` ends the worker of a slot in a
     closing pool; ``idle_while_closed`` is told of each call and lease that ends after ``close``.
+    ``time_out``, set by those who wait, takes a waiter whose seconds are over out of the line.
     """
+
+    time_out: Callable[[Waiter, float], object]
 
     def __init__(
         self,
@@ -99,7 +105,7 @@ class Dispatcher:
         self._grow = grow
         self._retire = retire
         self._idle_while_closed = idle_while_closed
-        self._granted: dict[Waiter, float] = {}  # granted to another loop, and since when
+        self._granted: dict[Waiter, float] = {}  # to be picked up on their own threads: since when
         self._lease_number = 0
 
     # -- asking ------------------------------------------------------------------------------------
@@ -118,7 +124,7 @@ class Dispatcher:
                     call.worker = worker = slot.worker
                     return worker
             if self.leases:
-                self._refuse_waiting_for_oneself(call, current_holder())
+                self._refuse_waiting_for_oneself(call)
             self._stand_in_line(call)
             return None
 
@@ -152,7 +158,7 @@ class Dispatcher:
                     request.state = RUNNING
                     return True
             if self.leases and wait:
-                self._refuse_waiting_for_oneself(request, request.holder)
+                self._refuse_waiting_for_oneself(request)
             self._stand_in_line(request, wait=wait)
             return False
 
@@ -163,7 +169,11 @@ class Dispatcher:
         if not wait or (self._max_waiting is not None and waiting >= self._max_waiting):
             self.counters.rejected += 1
             if not wait:
-                why = "every worker is in use, and wait=False was asked for"
+                why = (
+                    "others wait already"
+                    if waiting
+                    else f"no pool has {waiter.workers} free worker(s)"
+                ) + ", and wait=False was asked for"
             else:
                 why = f"the line is full ({waiting} waiting, max_waiting={self._max_waiting})"
             # An idle manager that is too small grows for the next caller even if this one leaves.
@@ -172,7 +182,7 @@ class Dispatcher:
                 f"No lease of {waiter.workers} worker(s) of {self.name!r} can be had now: {why}. "
                 "Try again later.",
                 waiting=waiting,
-                retry_after=self._estimate(waiting),
+                retry_after=self._estimate(),
             )
         waiter.since = monotonic()
         self.line.join(waiter)
@@ -188,7 +198,8 @@ class Dispatcher:
         pools = self.line.pools
         return len(pools) < self.max_pools and all(pool.warm for pool in pools)
 
-    def _refuse_waiting_for_oneself(self, request: Waiter, holder: object) -> None:
+    def _refuse_waiting_for_oneself(self, request: Waiter) -> None:
+        holder = current_holder()
         held = [lease for lease in self.leases if lease.holder() is holder and not lease.dropped]
         # One that closes makes room for another.
         pools = [pool for pool in self.line.pools if not pool.closing]
@@ -205,6 +216,7 @@ class Dispatcher:
             "until it gives the first one back: it would wait for itself. Run the calls on the "
             "lease it holds, or release that one first.",
             waiting=len(self.line.waiting),
+            waits_for_itself=True,
         )
 
     # -- granting ----------------------------------------------------------------------------------
@@ -217,7 +229,6 @@ class Dispatcher:
             slots,
             request.lease_seconds,
             request.grace_seconds,
-            request.holder,
         )
         for slot in slots:
             slot.lease = lease
@@ -236,9 +247,13 @@ class Dispatcher:
         if home is not None and call.home is home:
             call.state = RUNNING
             return True
-        call.state = GRANTED
-        wakes.append(call)
+        self._grant(call, wakes)
         return False
+
+    def _grant(self, waiter: Waiter, wakes: list[Waiter]) -> None:
+        waiter.state = GRANTED
+        self._granted[waiter] = monotonic()
+        wakes.append(waiter)
 
     def _serve(self, wakes: list[Waiter]) -> None:
         """Give the heads of the line what fits, to be picked up on their own threads."""
@@ -247,9 +262,8 @@ class Dispatcher:
                 self._assign(waiter, slots[0], None, wakes)
             else:
                 assert isinstance(waiter, Request)
-                waiter.state = GRANTED
                 waiter.lease = self._lease(waiter, slots)
-                wakes.append(waiter)
+                self._grant(waiter, wakes)
         if self.line.waiting:
             self._want_pool()
 
@@ -261,10 +275,6 @@ class Dispatcher:
             if home is None:
                 waiter.wake()
                 continue
-            with self.lock:
-                if waiter.state != GRANTED:
-                    continue
-                self._granted[waiter] = monotonic()
             try:
                 home.call_soon_threadsafe(self._pick_up, waiter)
             except RuntimeError:  # the loop is closed: its caller is gone for good
@@ -279,16 +289,24 @@ class Dispatcher:
                 waiter.wake()
                 return
             waiter.state = RUNNING
-        if isinstance(waiter, Call):
-            assert waiter.worker is not None
-            assert waiter.home is not None
+        if not isinstance(waiter, Call):
+            waiter.wake()
+            return
+        assert waiter.worker is not None
+        assert waiter.home is not None
+        try:
             waiter.worker.begin(waiter, waiter.home, eager=False)
-        else:
+        except Exception as error:  # noqa: BLE001 - the caller gets it
+            waiter.error = error
+            worker = self.abandon(waiter)
+            if worker is not None:
+                worker.kill(partial(_self, error))
             waiter.wake()
 
     def take_up(self, waiter: Waiter) -> bool:
         """For a blocking caller that was woken: whether what it was granted is its own."""
         with self.lock:
+            self._granted.pop(waiter, None)
             if waiter.state != GRANTED:
                 return False
             waiter.state = RUNNING
@@ -322,7 +340,6 @@ class Dispatcher:
         self, worker: Worker, call: Call, home: asyncio.AbstractEventLoop | None, *, retiring: bool
     ) -> Call | None:
         """See ``Host.call_ended``."""
-        wakes: list[Waiter] | None = None
         with self.lock:
             slot = worker.slot
             worker.calls += 1
@@ -330,9 +347,9 @@ class Dispatcher:
                 call.state = DONE
                 counters = self.counters
                 counters.calls_finished += 1
-                seconds = monotonic() - call.begun
-                weight = max(0.05, 1 / counters.calls_finished)
-                counters.mean_call_seconds += (seconds - counters.mean_call_seconds) * weight
+                counters.mean_call_seconds = _moved(
+                    counters.mean_call_seconds, monotonic() - call.begun, counters.calls_finished
+                )
             if retiring:
                 worker.leaving = True
             if slot.worker is not worker:
@@ -343,27 +360,23 @@ class Dispatcher:
             if worker.leaving:
                 return None
             lease = slot.lease
+            following: Waiter | None = None
             if lease is not None and lease.open:
                 if not lease.waiting:
                     lease.free.append(slot)
                     return None
-                following: Waiter = lease.waiting.popleft()
-            else:
+                following = lease.waiting.popleft()
+            elif lease is None and not slot.pool.closing and self.line.waiting:
                 waiting = self.line.waiting
-                if lease is None and not slot.pool.closing and waiting:
-                    following = next(iter(waiting))
-                    if following.workers == 1 and isinstance(following, Call):
-                        del waiting[following]
-                    else:
-                        following = call
-                else:
-                    following = call
-                if following is call:  # no quick way: through the pool
-                    wakes = []
-                    self._free(slot, wakes)
-            if following is not call:
+                head = next(iter(waiting))
+                if isinstance(head, Call):
+                    del waiting[head]
+                    following = head
+            wakes: list[Waiter] = []
+            if following is None:
+                self._free(slot, wakes)
+            else:
                 assert isinstance(following, Call)
-                wakes = []
                 if self._assign(following, slot, home, wakes):
                     return following
         if wakes:
@@ -404,7 +417,17 @@ class Dispatcher:
                 self.line.rejoin(call)
                 self._serve(wakes)
         self._tell_waiters(wakes)
+        self._limit_wait(call)
         return True
+
+    def _limit_wait(self, call: Call) -> None:
+        """Without the lock: the caller did not have to wait at first, and set no timer."""
+        home, seconds, call.patience = call.home, call.patience, None
+        if home is not None and seconds is not None:
+            try:
+                home.call_soon_threadsafe(home.call_later, seconds, self.time_out, call, seconds)
+            except RuntimeError:
+                return  # the loop is closed: its caller is gone for good
 
     def _serve_lease(self, lease: LeaseState, wakes: list[Waiter]) -> None:
         while lease.free and lease.waiting:
@@ -419,11 +442,15 @@ class Dispatcher:
             return
         if lease is not None:
             self._leave_lease(slot, lease)
+        self._put_back(slot)
+        self._serve(wakes)
+
+    def _put_back(self, slot: Slot) -> None:
+        """Under the lock: nobody has the slot any more."""
         if slot.pool.closing:
             self._retire(slot)
-            return
-        slot.pool.idle.append(slot)
-        self._serve(wakes)
+        else:
+            slot.pool.idle.append(slot)
 
     def _leave_lease(self, slot: Slot, lease: LeaseState) -> None:
         lease.slots.discard(slot)
@@ -523,12 +550,15 @@ class Dispatcher:
         self._wake(wakes)
         return True
 
-    def revoke(self, lease: LeaseState) -> list[Worker]:
-        """Take an expired lease away; returns the workers whose calls must be stopped."""
+    def revoke(self, lease: LeaseState) -> list[Worker] | None:
+        """Take an expired lease away; returns the workers whose calls must be stopped.
+
+        ``None`` if it has been released or extended meanwhile.
+        """
         wakes: list[Waiter] = []
         with self.lock:
-            if not lease.open:
-                return []
+            if not lease.open or lease.hard_expires_at > monotonic():
+                return None
             lease.expired = True
             self.counters.leases_expired += 1
             calls = [slot.call for slot in lease.slots if slot.call is not None]
@@ -555,6 +585,11 @@ class Dispatcher:
         """Under the lock: idle slots go back now, busy ones as their calls end."""
         lease.open = False
         self.leases.discard(lease)
+        counters = self.counters
+        counters.leases_ended += 1
+        counters.mean_lease_seconds = _moved(
+            counters.mean_lease_seconds, monotonic() - lease.begun, counters.leases_ended
+        )
         if self.closed is not None:
             self._idle_while_closed()
         refused = list(lease.waiting)
@@ -564,10 +599,7 @@ class Dispatcher:
         free, lease.free = lease.free, []
         for slot in free:
             self._leave_lease(slot, lease)
-            if slot.pool.closing:
-                self._retire(slot)
-            else:
-                slot.pool.idle.append(slot)
+            self._put_back(slot)
         for slot in [slot for slot in lease.slots if slot.worker is None]:
             self._leave_lease(slot, lease)
         self._serve(wakes)
@@ -657,6 +689,7 @@ class Dispatcher:
             for pool in self.line.pools:
                 pool.closing = True
             for lease in list(self.leases):
+                lease.ended = True
                 refused += self._close_lease(lease, wakes)
             busy = []
             for pool in self.line.pools:
@@ -691,15 +724,8 @@ class Dispatcher:
         """Without the lock: wake those with an error, and those granted in the usual way."""
         granted = [waiter for waiter in waiters if waiter.state == GRANTED]
         for waiter in waiters:
-            if waiter.state == GRANTED:
-                continue
-            if waiter.home is None:
-                waiter.wake()
-                continue
-            try:
-                waiter.home.call_soon_threadsafe(waiter.wake)
-            except RuntimeError:
-                continue  # the loop is closed: nobody is left to tell
+            if waiter.state != GRANTED:
+                waiter.wake_from_anywhere()
         self._wake(granted)
 
     # -- what the housekeeper looks after ----------------------------------------------------------
@@ -727,29 +753,59 @@ class Dispatcher:
             for pool in self.line.pools:
                 for slot in pool.slots:
                     call, worker = slot.call, slot.worker
-                    if call is None or worker is None or call.state != RUNNING or worker.leaving:
+                    if worker is None or worker.leaving:
                         continue
-                    deadline = worker.deadline
-                    late = deadline is not None and deadline <= now
-                    if late or (call.home is not None and call.home.is_closed()):
+                    if call is None:
+                        self._find_lost(slot, wakes)
+                    elif call.state == RUNNING:
+                        deadline = worker.deadline
+                        late = deadline is not None and deadline <= now
+                        if late or (call.home is not None and call.home.is_closed()):
+                            worker.leaving = True
+                            overdue.append((worker, call))
+                        elif deadline is not None:
+                            due = min(due, deadline)
+                    elif call.state != GRANTED:
+                        # Its caller was interrupted between two steps: nobody knows whether the
+                        # worker is still at it.
                         worker.leaving = True
                         overdue.append((worker, call))
-                    elif deadline is not None:
-                        due = min(due, deadline)
             for waiter, since in self._granted.items():
                 if since + PICKUP_SECONDS <= now:
                     stale.append(waiter)
                 else:
                     due = min(due, since + PICKUP_SECONDS)
             for waiter in stale:
+                if waiter.home is None:
+                    # A blocking caller picks up as soon as it is woken. Who should have woken it
+                    # may have been interrupted.
+                    self._granted[waiter] = now
+                    due = min(due, now + PICKUP_SECONDS)
+                    continue
                 error = LeaseUnavailableError(
                     f"What was granted to this caller of {self.name!r} was not picked up within "
                     f"{PICKUP_SECONDS:g} s, because its event loop did not run; it went to the "
                     "next in line. Do not block or stop the loop while awaiting a worker.",
                 )
                 self._take_back(waiter, error, wakes)
+        for waiter in stale:
+            waiter.wake_from_anywhere()
         self._wake(wakes)
         return Due(due, soft, hard, overdue)
+
+    def _find_lost(self, slot: Slot, wakes: list[Waiter]) -> None:
+        """Under the lock: free an idle worker that nobody has.
+
+        A signal handler that raises, as for a time limit, may interrupt a blocking caller at any
+        point, also here between two steps.
+        """
+        lease = slot.lease
+        if lease is None:
+            lost = not slot.pool.closing and slot not in slot.pool.idle
+        else:
+            lost = not lease.open or slot not in lease.free
+        if lost:
+            self._free(slot, wakes)
 
     def expire_softly(self, lease: LeaseState) -> None:
         """Tell that a lease has passed its soft expiry."""
@@ -765,12 +821,50 @@ class Dispatcher:
             )
         )
 
-    def _estimate(self, ahead: int) -> float:
-        """Under the lock: seconds until someone with ``ahead`` callers before it has a worker."""
-        workers = sum(len(pool.slots) for pool in self.line.pools) or 1
-        return (ahead + 1) * self.counters.mean_call_seconds / workers
+    def _estimate(self, before: Waiter | None = None) -> float:
+        """Under the lock: seconds until whoever comes now, or ``before``, has a worker.
 
-    def estimated_wait(self) -> float:
-        """Seconds a caller who joins the line now may expect to wait, from recent call times."""
+        All there is to do before, divided among all workers: what is left of the calls and leases
+        that have workers, and those of the line. Each is taken to be as long as the mean of its
+        kind. One that has been going on for longer, or the first of its kind, is taken to be half
+        done.
+        """
+        now = monotonic()
+        counters = self.counters
+        workers = 0
+        seconds = 0.0
+        for pool in self.line.pools:
+            workers += len(pool.slots)
+            for slot in pool.slots:
+                if slot.lease is not None:
+                    passed, usual = now - slot.lease.begun, counters.mean_lease_seconds
+                elif slot.call is not None and slot.call.begun:
+                    passed, usual = now - slot.call.begun, counters.mean_call_seconds
+                else:
+                    continue
+                seconds += usual - passed if passed < usual else passed
+        if before is None and not counters.leases_ended:
+            seconds += len(self.line.waiting) * counters.mean_call_seconds
+            return seconds / (workers or 1)
+        for waiter in self.line.waiting:
+            if waiter is before:
+                break
+            if isinstance(waiter, Call):
+                seconds += counters.mean_call_seconds
+            else:
+                seconds += waiter.workers * counters.mean_lease_seconds
+        return seconds / (workers or 1)
+
+    def estimated_wait(self, before: Waiter | None = None) -> float:
+        """Seconds a caller who joins the line now, or ``before``, may expect to wait."""
         with self.lock:
-            return self._estimate(len(self.line.waiting))
+            return self._estimate(before)
+
+
+def _moved(mean: float, value: float, count: int) -> float:
+    """The moving average ``mean`` after the ``count``-th ``value``."""
+    return mean + (value - mean) * max(0.05, 1 / count)
+
+
+def _self(error: BaseException) -> BaseException:
+    return error

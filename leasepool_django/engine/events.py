@@ -1,7 +1,7 @@
 """What happens in a manager, told to whoever wants to know, on a thread of its own.
 
 Log handlers, subscribers and ``size_provider`` are user code: they may block or raise. They run
-here, never on the housekeeper and never under a lock.
+here, never on the housekeeper and never under a lock; only ``wants`` is asked anywhere.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ class Subscriber(NamedTuple):
 
     call: Callable[[Event], None]
     wants: Callable[[str], bool]
+
+    def may_want(self, kind: str) -> bool:
+        """``wants``, on any thread; one that raises does so again where it is logged."""
+        try:
+            return self.wants(kind)
+        except Exception:  # noqa: BLE001 - see above
+            return True
 
 
 class Notifier:
@@ -79,7 +86,7 @@ class Notifier:
             try:
                 if subscriber.wants(event.kind):
                     subscriber.call(event)
-            except Exception:
+            except BaseException:
                 self._logger.exception("%s: a subscriber raised on %s", event.manager, event.kind)
 
     def _serve(self) -> None:
@@ -89,6 +96,7 @@ class Notifier:
                 return
             try:
                 job()
-            except Exception:
+            except BaseException:
+                # Also SystemExit: without this thread nobody would be told anything any more.
                 _logger.exception("%s: a notification failed", self._name)
             del job

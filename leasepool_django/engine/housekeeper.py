@@ -15,7 +15,7 @@ import math
 import selectors
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from time import monotonic
 
@@ -52,6 +52,7 @@ class Housekeeper:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._stopping = False
+        self._last: Callable[[], None] | None = None
         # Read by other threads without a lock, see wake_by.
         self.next_wake = math.inf
         self._thread = threading.Thread(target=self._serve, name=f"{name}-housekeeper", daemon=True)
@@ -102,8 +103,12 @@ class Housekeeper:
         heapq.heappush(self._timers, (monotonic() + delay, next(self._order), timer))
         return timer
 
-    def stop(self) -> None:
-        """End the loop after the current round. On the housekeeper's thread."""
+    def stop(self, last: Callable[[], None]) -> None:
+        """End the loop after the current job; ``last`` is what the thread does last of all.
+
+        On the housekeeper's thread.
+        """
+        self._last = last
         self._stopping = True
 
     def discard(self) -> None:
@@ -125,6 +130,8 @@ class Housekeeper:
             self._selector.close()
             self._wake_receiver.close()
             self._wake_sender.close()
+            if self._last is not None:
+                self._last()
 
     def _round(self) -> None:
         self.next_wake = math.inf
@@ -140,17 +147,22 @@ class Housekeeper:
         for key, _ in self._selector.select(max(0.0, wake_at - monotonic())):
             if self._selector.get_map().get(key.fd) is key:
                 self._guard(key.data)
-        while True:
+        for job in self._due():
+            self._guard(job)
+
+    def _due(self) -> Iterator[Callable[[], None]]:
+        while not self._stopping:  # what is left then belongs to a life that is over
             try:
-                job = self._jobs.get_nowait()
+                yield self._jobs.get_nowait()
             except Empty:
                 break
-            self._guard(job)
         now = monotonic()
-        while timers and timers[0][0] <= now:
-            job_or_none = heapq.heappop(timers)[2].job
-            if job_or_none is not None:
-                self._guard(job_or_none)
+        while self._timers and self._timers[0][0] <= now:
+            job = heapq.heappop(self._timers)[2].job
+            if job is not None:
+                yield job
+                if self._stopping:
+                    break
 
     def _look(self, now: float) -> float:
         """Return when to look again."""

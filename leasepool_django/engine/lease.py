@@ -42,7 +42,6 @@ class LeaseState:
         slots: list[Slot],
         lease_seconds: float,
         grace_seconds: float,
-        holder: object,
     ) -> None:
         self.lease_id = lease_id
         self.owner = owner
@@ -52,8 +51,8 @@ class LeaseState:
         self.begun = monotonic()
         self.soft_expires_at = self.begun + lease_seconds
         self.hard_expires_at = self.soft_expires_at + grace_seconds
-        # Weak: a lease must not keep the task alive that forgot it.
-        self.holder = weakref.ref(holder)
+        # The task or thread that is inside its `with`. Weak: a lease must not keep it alive.
+        self.holder: Callable[[], object | None] = _nobody
         self.slots = set(slots)
         self.free = list(slots)  # slots of this lease with a ready worker and no call
         self.waiting: deque[Call] = deque()
@@ -61,6 +60,7 @@ class LeaseState:
         self.expired = False
         self.soft_expiry_told = False
         self.dropped = False  # its holder's object is gone; set without the lock
+        self.ended = False  # its manager has stopped
         self.inherited = False  # this process is a fork of the one that holds it
 
     def refusal(self) -> LeaseExpiredError:
@@ -68,12 +68,19 @@ class LeaseState:
         if self.expired:
             return LeaseExpiredError(
                 f"Lease {self.lease_id} (owner {self.owner!r}) expired after "
-                f"{self.lease_seconds + self.grace_seconds:g} s and was revoked. Ask for a longer "
+                f"{self.hard_expires_at - self.begun:g} s and was revoked. Ask for a longer "
                 "lease_seconds, or renew it with extend().",
                 lease_id=self.lease_id,
                 owner=self.owner,
             )
-        why = "is held by the parent of this process" if self.inherited else "has been released"
+        if self.inherited:
+            why = "is held by the parent of this process"
+        elif self.ended:
+            why = "ended when its manager stopped"
+        elif self.dropped:
+            why = "was dropped without release"
+        else:
+            why = "has been released"
         return LeaseReleasedError(
             f"Lease {self.lease_id} (owner {self.owner!r}) {why} and takes no new calls. Acquire "
             "another one.",
@@ -82,10 +89,17 @@ class LeaseState:
         )
 
 
+def _nobody() -> None:
+    return None
+
+
 class LeaseOptions:
     """``lease.options(call_timeout=…)``: runs calls of a lease with settings of their own."""
 
-    def __init__(self, calls: Calls, state: LeaseState, call_timeout: float | None) -> None:
+    def __init__(
+        self, lease: ExecutorLease, calls: Calls, state: LeaseState, call_timeout: float | None
+    ) -> None:
+        self._lease = lease  # as long as this is used, it is not dropped
         self._calls = calls
         self._state = state
         self._call_timeout = calls.call_timeout if call_timeout is None else call_timeout
@@ -179,9 +193,8 @@ class ExecutorLease:
 
     def options(self, *, call_timeout: float | None = None) -> LeaseOptions:
         """Settings for single calls: ``await lease.options(call_timeout=5).run(fn, …)``."""
-        return LeaseOptions(
-            self._calls, self._state, optional_duration("call_timeout", call_timeout)
-        )
+        call_timeout = optional_duration("call_timeout", call_timeout)
+        return LeaseOptions(self, self._calls, self._state, call_timeout)
 
     @property
     def executor(self) -> Executor:
@@ -195,7 +208,7 @@ class ExecutorLease:
         self.extend_sync(seconds)
 
     def extend_sync(self, seconds: float) -> None:
-        """``extend``; it never waits, so it may be called anywhere."""
+        """``extend`` for blocking code. It does not wait for anything but a short-held lock."""
         self._calls.extend(self._state, seconds)
 
     async def release(self) -> None:
@@ -203,12 +216,13 @@ class ExecutorLease:
         self.release_sync()
 
     def release_sync(self) -> None:
-        """``release``; it never waits, so it may be called anywhere."""
+        """``release`` for blocking code. Not for finalizers and signal handlers: it takes locks."""
         self._calls.release(self._state)
         if self._executor is not None:
             self._executor.close()
 
     async def __aenter__(self) -> Self:
+        self._state.holder = weakref.ref(current_holder())
         return self
 
     async def __aexit__(
@@ -217,9 +231,10 @@ class ExecutorLease:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.release_sync()
+        self._leave(exc_type)
 
     def __enter__(self) -> Self:
+        self._state.holder = weakref.ref(current_holder())
         return self
 
     def __exit__(
@@ -228,7 +243,15 @@ class ExecutorLease:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.release_sync()
+        self._leave(exc_type)
+
+    def _leave(self, exc_type: type[BaseException] | None) -> None:
+        if exc_type is GeneratorExit:
+            # A coroutine or generator that the garbage collector closes, perhaps while this very
+            # thread holds a lock that release_sync() takes.
+            self._calls.release_later(self.release_sync)
+        else:
+            self.release_sync()
 
     def __repr__(self) -> str:
         state = self._state

@@ -61,6 +61,16 @@ class Waiter:
         elif self.future is not None and not self.future.done():
             self.future.set_result(None)
 
+    def wake_from_anywhere(self) -> None:
+        """``wake``, on any thread."""
+        if self.home is None:
+            self.wake()
+            return
+        try:
+            self.home.call_soon_threadsafe(self.wake)
+        except RuntimeError:
+            return  # its loop is closed: nobody is left to tell
+
 
 class Call(Waiter):
     """One function call: encoded on its way out, then its outcome (``value`` or ``error``)."""
@@ -73,6 +83,8 @@ class Call(Waiter):
     context: Context | None = None
     begun = 0.0
     deliveries = 0
+    # Seconds it may wait if its worker turns out to have died before: it had not to wait at first.
+    patience: float | None = None
 
     def __init__(
         self,
@@ -107,14 +119,12 @@ class Request(Waiter):
         owner: str | None,
         lease_seconds: float,
         grace_seconds: float,
-        holder: object,
     ) -> None:
         super().__init__(home)
         self.workers = workers
         self.owner = owner
         self.lease_seconds = lease_seconds
         self.grace_seconds = grace_seconds
-        self.holder = holder
 
 
 class Slot:

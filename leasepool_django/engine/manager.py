@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from ..backends.base import resolve
 from ..exceptions import LeasePoolNotStartedError
 from ..worker import in_worker
-from .calls import CallOptions, Calls
+from .calls import Calls
 from .config import (
     ExecutorBackend,
     ManagerConfig,
@@ -28,6 +28,7 @@ from .config import (
 from .coroutines import coroutine_function
 from .events import Event, Subscriber
 from .lease import ExecutorLease
+from .options import CallOptions
 from .supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -178,9 +179,9 @@ class LeasedExecutorManager:
 
     def ensure_running_sync(self) -> None:
         """``ensure_running`` for blocking callers."""
-        raise LeasePoolNotStartedError(
-            f"The manager {self.name!r} {self._dispatcher.closed}. Await start() first."
-        )
+        why = self._dispatcher.closed
+        if why is not None:  # or it has just started
+            raise LeasePoolNotStartedError(f"The manager {self.name!r} {why}. Await start() first.")
 
     # -- calls -------------------------------------------------------------------------------------
 
@@ -235,7 +236,7 @@ class LeasedExecutorManager:
         ``timeout``: seconds to wait for a worker; ``call_timeout``: seconds the call may run;
         what is left out is as the manager has it. ``await manager.options(timeout=1).run(fn, …)``.
         """
-        return CallOptions(self._calls, timeout, call_timeout, owner)
+        return CallOptions(lambda: self._calls, timeout, call_timeout, owner)
 
     # -- leases ------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .config import ManagerConfig
     from .dispatcher import Dispatcher
     from .lease import LeaseState
-    from .line import Slot
+    from .line import Call, Slot
 
 __all__ = ["LeaseStats", "ManagerStats", "PoolStats", "WorkerStats", "snapshot"]
 
@@ -96,33 +96,43 @@ def snapshot(
     with dispatcher.lock:
         line, counters = dispatcher.line, dispatcher.counters
         head = line.head
-        return ManagerStats(
-            name=config.name_prefix,
-            backend=backend.name,
-            pools=tuple(
-                PoolStats(pool.number, tuple(_worker(slot) for slot in pool.slots))
-                for pool in line.pools
-            ),
-            leases=tuple(_lease(lease, now) for lease in dispatcher.leases),
-            max_pools=config.max_pools,
-            workers_per_pool=config.workers_per_pool,
-            live_workers=backend.live_workers(),
-            idle_workers=sum(len(pool.idle) for pool in line.pools),
-            busy_workers=sum(s.call is not None for pool in line.pools for s in pool.slots),
-            waiting=len(line),
-            longest_wait=now - head.since if head is not None else 0.0,
-            calls_started=counters.calls_started,
-            calls_finished=counters.calls_finished,
-            calls_abandoned=counters.calls_abandoned,
-            leases_granted=counters.leases_granted,
-            leases_expired=counters.leases_expired,
-            rejected=counters.rejected,
-            mean_call_seconds=counters.mean_call_seconds,
-            **facts,
-        )
+        pools = [(pool.number, [_seen(slot) for slot in pool.slots]) for pool in line.pools]
+        facts |= {
+            "leases": tuple(_lease(lease, now) for lease in dispatcher.leases),
+            "live_workers": backend.live_workers(),
+            "idle_workers": sum(len(pool.idle) for pool in line.pools),
+            "busy_workers": sum(s.call is not None for pool in line.pools for s in pool.slots),
+            "waiting": len(line),
+            "longest_wait": now - head.since if head is not None else 0.0,
+            "calls_started": counters.calls_started,
+            "calls_finished": counters.calls_finished,
+            "calls_abandoned": counters.calls_abandoned,
+            "leases_granted": counters.leases_granted,
+            "leases_expired": counters.leases_expired,
+            "rejected": counters.rejected,
+            "mean_call_seconds": counters.mean_call_seconds,
+        }
+    return ManagerStats(
+        name=config.name_prefix,
+        backend=backend.name,
+        # Without the lock: a callable object may run code of its own when it is asked for a name.
+        pools=tuple(
+            PoolStats(
+                number,
+                tuple(
+                    WorkerStats(function=call.function_name if call else None, **seen)
+                    for seen, call in slots
+                ),
+            )
+            for number, slots in pools
+        ),
+        max_pools=config.max_pools,
+        workers_per_pool=config.workers_per_pool,
+        **facts,
+    )
 
 
-def _worker(slot: Slot) -> WorkerStats:
+def _seen(slot: Slot) -> tuple[dict[str, Any], Call | None]:
     worker, call, lease = slot.worker, slot.call, slot.lease
     if worker is None:
         state = "failed" if slot.failures else "starting"
@@ -132,13 +142,12 @@ def _worker(slot: Slot) -> WorkerStats:
         state = "busy"
     else:
         state = "leased" if lease is not None else "idle"
-    return WorkerStats(
-        state=state,
-        pid=worker.pid if worker is not None else None,
-        calls=worker.calls if worker is not None else 0,
-        function=call.function_name if call is not None else None,
-        owner=lease.owner if lease is not None else call.owner if call is not None else None,
-    )
+    return {
+        "state": state,
+        "pid": worker.pid if worker is not None else None,
+        "calls": worker.calls if worker is not None else 0,
+        "owner": lease.owner if lease is not None else call.owner if call is not None else None,
+    }, call
 
 
 def _lease(lease: LeaseState, now: float) -> LeaseStats:

@@ -82,7 +82,7 @@ class Supervisor:
     def start(self) -> Future[None]:
         """Begin to start unless that is done or under way; resolved when it is done."""
         with self._life:
-            if self._state in (STARTING, RUNNING):
+            if self._state in (STARTING, RUNNING) or not self._started.done():
                 return self._started
             if self._state in (DRAINING, ENDING):
                 failed: Future[None] = Future()
@@ -114,8 +114,9 @@ class Supervisor:
         with self._life:
             if self._state in (NEW, STOPPED):
                 return _done()
-        self.post(lambda: self._begin_stop(grace, leases=False))
-        return self._stopped
+            stopped = self._stopped
+            self.post(lambda: self._begin_stop(grace, leases=False))
+        return stopped
 
     def request_stop(self, grace: float, after: float) -> None:
         """Begin to stop ``after`` seconds from now, without a lock and without a way to wait.
@@ -152,7 +153,7 @@ class Supervisor:
 
     def _wanted(self, kind: str, level: int) -> bool:
         return self._logger.isEnabledFor(level) or any(
-            subscriber.wants(kind) for subscriber in self._subscribers
+            subscriber.may_want(kind) for subscriber in self._subscribers
         )
 
     def call_ended(
@@ -188,14 +189,14 @@ class Supervisor:
     def desired_pools(self) -> int:
         """The sizing rule; calls ``size_provider``, so never on the housekeeper's thread."""
         config = self._config
-        units = 0
+        wanted = 0
         if config.size_provider is not None:
             try:
                 units = int(config.size_provider())
+                wanted = -(-units // config.units_per_pool)  # rounded up, however large
             except Exception:
                 self._logger.exception("%s: size_provider raised", config.name_prefix)
-        wanted = max(config.min_pools, math.ceil(units / config.units_per_pool))
-        return min(wanted, config.max_pools)
+        return min(max(config.min_pools, wanted), config.max_pools)
 
     def check_size(self) -> None:
         """Ask the sizing rule on the notifier's thread, then resize."""
@@ -213,13 +214,14 @@ class Supervisor:
             self._backend.open(self)
             # While workers get ready, and not when somebody looks: descriptors may be short then.
             from . import stats  # noqa: F401
+
+            self._target = self._config.min_pools
+            for _ in range(self._config.min_pools):
+                if self._state == STARTING:  # the pool before may have failed at once
+                    self._add_pool()
         except Exception as error:  # noqa: BLE001 - start() raises it
-            self._fail_start(error)
-            return
-        self._target = self._config.min_pools
-        for _ in range(self._config.min_pools):
-            if self._state == STARTING:  # the pool before may have failed at once
-                self._add_pool()
+            if self._state == STARTING:
+                self._fail_start(error)
 
     def _add_pool(self) -> None:
         self._pool_number += 1
@@ -263,7 +265,7 @@ class Supervisor:
             return
         with self.dispatcher.lock:
             slot.failures += 1
-            delay = min(LAST_RETRY, FIRST_RETRY * 2 ** (slot.failures - 1))
+            delay = _delay(slot.failures)
         self._tell(
             "worker_start_failed",
             f"a worker could not be started; next try in {delay:g} s: {error}",
@@ -274,12 +276,16 @@ class Supervisor:
         self.housekeeper.call_later(delay, lambda: self._restart(slot))
 
     def _restart(self, slot: Slot) -> None:
-        if self._slot_ended(slot) and self._state in (STARTING, RUNNING):
+        if self._slot_ended(slot) and (
+            self._state in (STARTING, RUNNING)
+            # The lease may be used until the end.
+            or (self._state == DRAINING and slot.lease is not None)
+        ):
             self._backend.start_worker(slot)
 
-    def _fail_start(self, error: BaseException) -> None:
+    def _fail_start(self, error: BaseException, why: str = "could not be started") -> None:
         with self.dispatcher.lock:
-            self.dispatcher.closed = "could not be started"
+            self.dispatcher.closed = why
         if not isinstance(error, Exception):
             error = WorkerStartError(f"A worker could not be started: {error!r}")
         self._finish(error)
@@ -305,8 +311,8 @@ class Supervisor:
                 if not useless or monotonic() - slot.ready_at > LAST_RETRY:
                     slot.failures = 0
                 slot.failures += useless
-                delay = min(LAST_RETRY, FIRST_RETRY * 2 ** (slot.failures - 1))
-            if useless and self._state == RUNNING:
+                delay = _delay(slot.failures)
+            if useless:
                 # It died soon, before it did anything: wait a little more each time.
                 if self._slot_ended(slot):
                     self.housekeeper.call_later(delay, lambda: self._restart(slot))
@@ -347,18 +353,24 @@ class Supervisor:
         for lease in due.soft:
             self.dispatcher.expire_softly(lease)
         for lease in due.hard:
-            for worker in self.dispatcher.revoke(lease):
+            workers = self.dispatcher.revoke(lease)
+            if workers is None:
+                continue
+            for worker in workers:
                 worker.kill(lease.refusal)
             self._tell(
                 "lease_expired",
                 f"lease {lease.lease_id} (owner {lease.owner!r}) was revoked: it was held longer "
-                f"than {lease.lease_seconds + lease.grace_seconds:g} s",
+                f"than {lease.hard_expires_at - lease.begun:g} s",
                 logging.WARNING,
                 lease_id=lease.lease_id,
                 owner=lease.owner,
             )
         for worker, call in due.overdue:
-            worker.kill(partial(_timed_out, call))
+            # Without a limit it is overdue because nobody is there any more who could be told.
+            worker.kill(
+                partial(self._timed_out, call) if call.timeout else LeasePoolNotStartedError
+            )
         next_look = due.next_look
         if self._state == RUNNING and self._next_size_check <= now:
             self._next_size_check = now + self._config.check_interval
@@ -380,7 +392,8 @@ class Supervisor:
             self._fail_start(
                 LeasePoolNotStartedError(
                     f"The manager {self._config.name_prefix!r} was stopped while it started."
-                )
+                ),
+                "has been stopped",
             )
         elif self._state == RUNNING:
             self._state = DRAINING
@@ -398,11 +411,16 @@ class Supervisor:
         self._state = ENDING
         self._stop_by = now + LEAVING_SECONDS
         name = self._config.name_prefix
+        fate = (
+            "its worker was killed"
+            if self._backend.supports_kill
+            else f"the backend {self._backend.name!r} cannot stop it"
+        )
 
         def stopped() -> LeasePoolNotStartedError:
             return LeasePoolNotStartedError(
-                f"The manager {name!r} was stopped before this call had ended; its worker was "
-                "killed. A longer shutdown grace gives calls more time."
+                f"The manager {name!r} was stopped before this call had ended; {fate}. A longer "
+                "shutdown grace gives calls more time."
             )
 
         for worker in self.dispatcher.end():
@@ -421,12 +439,16 @@ class Supervisor:
                     self.dispatcher.closed = "has been stopped"
             self._next_size_check = math.inf
             self._notifier.stop(5.0)
-            self.housekeeper.stop()
-            self._state = STOPPED
-            started, stopped = self._started, self._stopped
-            if error is not None:
-                started.set_exception(error)
-            stopped.set_result(None)
+            self._state = ENDING
+            self.housekeeper.stop(partial(self._over, error))
+
+    def _over(self, error: BaseException | None) -> None:
+        """The last act of a life: from here on another may begin, on another thread."""
+        started, stopped = self._started, self._stopped
+        self._state = STOPPED
+        if error is not None:
+            started.set_exception(error)
+        stopped.set_result(None)
 
     def discard(self) -> None:
         """After a fork, in the child: close copied descriptors, touch nothing shared."""
@@ -463,14 +485,23 @@ class Supervisor:
     def _tell(self, kind: str, text: str, level: int = logging.DEBUG, **facts: Any) -> None:
         self.tell(Event(kind, self._config.name_prefix, text, level, facts))
 
+    def _timed_out(self, call: Call) -> CallTimeoutError:
+        name = call.function_name
+        fate = (
+            " and was stopped"
+            if self._backend.supports_kill
+            else f"; the backend {self._backend.name!r} cannot stop it"
+        )
+        return CallTimeoutError(
+            f"{name} ran longer than its call_timeout of {call.timeout:g} s{fate}.",
+            timeout=call.timeout,
+            function=name,
+        )
 
-def _timed_out(call: Call) -> CallTimeoutError:
-    name = call.function_name
-    return CallTimeoutError(
-        f"{name} ran longer than its call_timeout of {call.timeout:g} s and was stopped.",
-        timeout=call.timeout,
-        function=name,
-    )
+
+def _delay(failures: int) -> float:
+    """Seconds until the next try, after so many failures in a row."""
+    return min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(max(failures, 1) - 1, 16))
 
 
 def _done() -> Future[None]:

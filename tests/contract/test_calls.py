@@ -281,9 +281,11 @@ def test_who_waits_too_long_for_a_worker_leaves_the_line(kind: Kind, stage: Stag
         with pytest.raises(LeaseTimeoutError):
             await manager.acquire(timeout=0.05)
         with pytest.raises(LeaseTimeoutError):
-            manager.options(timeout=0.05).run_sync(jobs.begin, stage.folder, "late")
+            await asyncio.to_thread(
+                manager.options(timeout=0.05).run_sync, jobs.begin, stage.folder, "late"
+            )
         with pytest.raises(LeaseTimeoutError):
-            manager.acquire_sync(timeout=0.05)
+            await asyncio.to_thread(manager.acquire_sync, timeout=0.05)
         assert manager.stats().waiting == 0
         stage.let_go()
         assert await first == "first"
