@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from django.contrib import admin
-from django.contrib.staticfiles.urls import staticfiles_urlpatterns
 from django.urls import include, path
 
 from example_project import views
@@ -26,7 +24,4 @@ urlpatterns = [
     path("light/", views.light, name="light"),
     path("worker/", views.worker, name="worker"),
     path("i18n/", include("django.conf.urls.i18n")),
-    path("admin/", admin.site.urls),
-    # Serves the admin's own files under an ASGI server too, while DEBUG is on.
-    *staticfiles_urlpatterns(),
 ]
