@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import random
+import reprlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ _SCORE_MEAN = 20.0
 _SCORE_DEVIATION = 5.0
 _SCORE_STEPS = 100_000
 _ORDER_TRIALS = 5_000
+# With these one order keeps a worker busy for a few seconds at most.
+_MAX_LINES = 200
+_MAX_STOCK = 5_000
 
 
 def count_primes(limit: int) -> int:
@@ -69,10 +73,14 @@ def score_order(payload: Mapping[str, Any]) -> dict[str, Any]:
     ``payload`` is ``{"order": "A-17", "lines": [{"sku": "lamp", "quantity": 3, "stock": 8,
     "price": 19.5}, ...]}``. Each of a few thousand trials lets other customers take a random part
     of the stock; ``score`` is the share of trials, 0 to 1, that leave enough for every line. The
-    same order always gets the same score. Raises ``ValueError`` when the order has no such lines.
+    same order always gets the same score. Raises ``ValueError`` when the order has no such lines,
+    or more than one call should work on.
     """
+    name = payload.get("order")
+    if not isinstance(name, str | int | None):
+        raise ValueError('"order" must be text or a whole number')
     lines = _order_lines(payload)
-    seed = json.dumps(payload, sort_keys=True, default=str)
+    seed = json.dumps([name, lines])
     chance = random.Random(seed)  # noqa: S311 - an estimate that can be repeated, not a secret
     delivered = 0
     for _ in range(_ORDER_TRIALS):
@@ -84,7 +92,7 @@ def score_order(payload: Mapping[str, Any]) -> dict[str, Any]:
             delivered += 1
     total = sum(quantity * price for quantity, _stock, price in lines)
     return {
-        "order": payload.get("order"),
+        "order": name,
         "total": round(total, 2),
         "score": delivered / _ORDER_TRIALS,
     }
@@ -94,19 +102,26 @@ def _order_lines(payload: Mapping[str, Any]) -> list[tuple[int, int, float]]:
     lines = payload.get("lines")
     if not isinstance(lines, list) or not lines:
         raise ValueError('an order needs a list of "lines" with at least one line')
+    if len(lines) > _MAX_LINES:
+        raise ValueError(f"an order of {len(lines)} lines is too long: {_MAX_LINES} at most")
     found: list[tuple[int, int, float]] = []
     for number, line in enumerate(lines, start=1):
         try:
             quantity, stock, price = int(line["quantity"]), int(line["stock"]), float(line["price"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f'line {number} needs the numbers "quantity", "stock" and "price", not {line!r}'
+                f'line {number} needs the numbers "quantity", "stock" and "price",'
+                f" not {reprlib.repr(line)}"
             ) from error
-        if not (0 < quantity <= 1000 and 0 <= stock <= 1000 and math.isfinite(price)):
+        if not (0 < quantity <= 1000 and 0 <= stock <= 1000 and 0 <= price <= 1_000_000):
             raise ValueError(
-                f"line {number} is out of range: quantity 1 to 1000, stock 0 to 1000, finite price"
+                f"line {number} is out of range: quantity 1 to 1000, stock 0 to 1000,"
+                " price 0 to 1,000,000"
             )
         found.append((quantity, stock, price))
+    stocks = sum(stock for _quantity, stock, _price in found)
+    if stocks > _MAX_STOCK:
+        raise ValueError(f"the stock of all lines is {stocks}: {_MAX_STOCK} at most")
     return found
 
 

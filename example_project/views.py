@@ -15,6 +15,7 @@ import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import NoReturn
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
@@ -32,12 +33,19 @@ from example_project.cpu import (
     worker_facts,
 )
 from example_project.forms import LimitForm, LimitsForm, UploadForm, ZoneForm
-from leasepool_django import pools, run_in_pool, run_in_pool_sync, with_lease
+from leasepool_django import (
+    NotPicklableError,
+    pools,
+    run_in_pool,
+    run_in_pool_sync,
+    with_lease,
+)
 from leasepool_django.engine import ExecutorLease
 
 SLOW_SECONDS = 30.0
 FULL_SECONDS = 3.0
 BUSY_SECONDS = 3.0
+TOO_DEEP = "The body's lists and objects are nested too deeply."
 
 
 @require_GET
@@ -96,15 +104,24 @@ async def score(request: HttpRequest) -> HttpResponse:
     if request.method == "GET":
         return render(request, "example/score.html")
     try:
-        order = json.loads(request.body)
+        order = json.loads(request.body, parse_constant=_refuse_constant)
+    except RecursionError:
+        return _bad_request(TOO_DEEP)
     except ValueError as error:
         return _bad_request(f"The body is not JSON: {error}")
     if not isinstance(order, dict):
         return _bad_request("The body must be a JSON object.")
     try:
         return JsonResponse(await run_in_pool(score_order, order))
+    except NotPicklableError:  # nothing else keeps JSON data from travelling to a worker
+        return _bad_request(TOO_DEEP)
     except ValueError as error:
         return _bad_request(str(error))
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """Called for ``NaN`` and ``Infinity``, which Python's parser would take."""
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _bad_request(message: str) -> JsonResponse:

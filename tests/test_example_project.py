@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import html
+import json
 import lzma
 import os
 import re
@@ -34,6 +35,8 @@ ORDER = {
         {"sku": "desk", "quantity": 1, "stock": 2, "price": 240},
     ],
 }
+
+LINE = [{"quantity": 1, "stock": 1, "price": 1}]
 
 
 @dataclass
@@ -111,6 +114,10 @@ class TestPages:
             site.page(link)
 
     def test_primes_are_counted(self, site: Site) -> None:
+        shown = " ".join(site.page("/primes/?limit=10000").split())
+        assert re.search(
+            r"Counted in [\d.]+ s by a worker, not by process \d+, which sent this page\.", shown
+        )
         assert '<strong id="count">1229</strong> primes below 10000' in site.page(
             "/primes/?limit=10000"
         )
@@ -146,10 +153,32 @@ class TestPages:
                 '{"lines": [{"quantity": 0, "stock": 1, "price": 1}]}',
                 "line 1 is out of range",
             ),
+            (
+                '{"lines": [{"quantity": 1, "stock": 1, "price": 1e999}]}',
+                "line 1 is out of range",
+            ),
+            (
+                '{"lines": [{"quantity": 1, "stock": 1, "price": NaN}]}',
+                "The body is not JSON: NaN is no JSON number",
+            ),
+            ('{"order": -Infinity}', "The body is not JSON: -Infinity is no JSON number"),
+            ('{"order": 1e999}', '"order" must be text or a whole number'),
+            ("[" * 100_000 + "]" * 100_000, "The body's lists and objects are nested too deeply."),
+            (json.dumps({"lines": LINE * 201}), "an order of 201 lines is too long: 200 at most"),
+            (
+                json.dumps({"lines": [{**LINE[0], "stock": 1000}] * 6}),
+                "the stock of all lines is 6000: 5000 at most",
+            ),
         ):
             refused = site.client.post("/score/", content=body)
             assert refused.status_code == 400
             assert refused.json()["error"].startswith(sentence)
+        # Which of them can be parsed, and which of those can be pickled, depends on the Python.
+        for depth in (100, 400, 800, 5_000):
+            body = '{"lines": ' + "[" * depth + "]" * depth + "}"
+            refused = site.client.post("/score/", content=body)
+            assert refused.status_code == 400
+            assert refused.json()["error"].endswith((".", "]"))
 
     def test_an_upload_is_hashed_and_compressed(self, site: Site) -> None:
         data = b"some text, many times over. " * 50_000
@@ -249,6 +278,17 @@ class TestFunctions:
         assert score == cpu.score_order(ORDER)
         assert score["total"] == 298.5
         assert 0 < score["score"] < 1
+
+    def test_a_line_that_cannot_be_scored_is_shown_in_brief(self) -> None:
+        with pytest.raises(ValueError, match=r"line 1 needs the numbers .*, not \['x") as raised:
+            cpu.score_order({"lines": [["x" * 100_000]]})
+        assert len(str(raised.value)) < 200
+
+    def test_the_largest_order_takes_seconds(self) -> None:
+        lines = [{"quantity": 1, "stock": 25, "price": 1_000_000}] * 200
+        start = time.process_time()
+        assert cpu.score_order({"lines": lines})["total"] == 200_000_000
+        assert time.process_time() - start < 10
 
     def test_compressing_nothing_is_possible(self) -> None:
         compressed = cpu.digest_and_compress(b"")
