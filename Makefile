@@ -26,7 +26,7 @@ demo: $(VENV)/.installed-serve ## Count primes on all cores in leased workers, a
 serve: $(VENV)/.installed-serve ## Serve the example project with uvicorn on http://127.0.0.1:8000/
 	$(PY) -m uvicorn example_project.asgi:application $(ARGS)
 
-test: $(VENV)/.installed-test ## Run the tests on all cores, in random order, warnings as errors
+test: $(VENV)/.installed-test ## Run the tests on up to 4 cores, in random order, warnings as errors
 	PYTHONDEVMODE=1 $(PY) -m pytest -n auto --maxprocesses 4 -m "not slow" $(ARGS)
 
 coverage: $(VENV)/.installed-test ## Run the tests and list the statements they do not reach
