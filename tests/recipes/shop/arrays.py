@@ -17,7 +17,7 @@ def smooth(samples: NDArray[np.float64], width: int) -> NDArray[np.float64]:
 
 @require_POST
 async def smooth_samples(request: HttpRequest) -> HttpResponse:
-    """Take and send 64-bit floating point numbers, as they lie in memory."""
+    """Take and send 64-bit floating point numbers, as they are in memory."""
     if not request.body or len(request.body) % 8:
         return HttpResponse("a whole number of 8-byte samples is needed", status=400)
     samples = np.frombuffer(request.body, dtype="<f8")
