@@ -269,12 +269,8 @@ def literal(cell: str) -> Any:
     return ast.literal_eval(shown[1])
 
 
-both_pages = pytest.mark.parametrize("page", [README, SETTINGS], ids=page_id)
-
-
-@both_pages
-def test_the_table_of_settings_is_as_the_code_has_it(page: Path, settings: Settings) -> None:
-    rows = table(page, "key")
+def test_the_table_of_settings_is_as_the_code_has_it(settings: Settings) -> None:
+    rows = table(SETTINGS, "key")
     assert list(rows) == ["BACKEND", *sorted(conf.KEYS, key=list(rows).index), "OPTIONS"]
     settings.LEASEPOOL = {}
     defaults = conf.get_config()["default"]
@@ -297,14 +293,9 @@ def test_the_table_of_settings_is_as_the_code_has_it(page: Path, settings: Setti
         assert rows[name]["meaning"]
 
 
-@both_pages
-def test_the_table_of_options_is_as_the_backend_has_it(page: Path) -> None:
-    rows = table(page, "option") if page == SETTINGS else options_of_the_readme()
-    expected = ProcessBackend.option_names()
-    if page == README:
-        # Set by the package itself, from CONTEXT and for Django.
-        expected -= {"context", "hooks"}
-    assert set(rows) == expected
+def test_the_table_of_options_is_as_the_backend_has_it() -> None:
+    rows = table(SETTINGS, "option")
+    assert set(rows) == ProcessBackend.option_names()
     given = {
         name: literal(row["default"])
         for name, row in rows.items()
@@ -320,17 +311,32 @@ def test_the_table_of_options_is_as_the_backend_has_it(page: Path) -> None:
         assert rows[name]["unit"] == "bytes"
 
 
-def options_of_the_readme() -> dict[str, dict[str, str]]:
-    """The README has a table of command line options too; its names begin with dashes."""
-    [found] = [rows for rows in tables(README) if "unit" in rows[0] and "option" in rows[0]]
-    return {row["option"].strip("`"): row for row in found}
+@pytest.mark.parametrize("header", ["key", "option"])
+def test_the_readme_has_rows_of_the_tables_of_settings(header: str) -> None:
+    complete = table(SETTINGS, header)
+    # Its table of command line options has no units.
+    [found] = [rows for rows in tables(README) if {header, "unit"} <= rows[0].keys()]
+    names = [row[header].strip("`") for row in found]
+    assert len(names) < len(complete)
+    assert names == [name for name in complete if name in names]
+    assert found == [complete[name] for name in names]
+
+
+def errors(base: type[exceptions.LeasePoolError]) -> Iterator[type[exceptions.LeasePoolError]]:
+    """The package's own errors below ``base``."""
+    for error in base.__subclasses__():
+        if error.__module__.startswith("leasepool_django."):
+            yield error
+            yield from errors(error)
 
 
 def test_the_table_of_errors_names_each_with_its_standard_bases() -> None:
     rows = table(README, "error")
-    assert set(rows) == set(exceptions.__all__) - {"LeasePoolError"}
+    known_errors = {error.__name__: error for error in errors(exceptions.LeasePoolError)}
+    assert set(exceptions.__all__) - {"LeasePoolError"} <= known_errors.keys()
+    assert set(rows) == known_errors.keys()
     for name, row in rows.items():
-        error = getattr(exceptions, name)
+        error = known_errors[name]
         bases = {base.__name__ for base in error.__bases__} - {"LeasePoolError"}
         assert set(re.findall(r"`(\w+)`", row["also a"])) == bases, name
         assert row["when"], name

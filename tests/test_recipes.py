@@ -272,7 +272,7 @@ def test_a_server_that_stops_lets_running_work_finish(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "scores.json").read_text())) == 100
 
 
-# -- what follows a call --------------------------------------------------------------------------
+# -- what travels with a call --------------------------------------------------------------------
 
 
 def test_request_id_and_trace_follow_a_call_into_its_worker(
