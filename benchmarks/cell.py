@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def main(spec: dict[str, Any]) -> dict[str, Any]:
     """Measure what ``spec`` says; ``{"figures": …}`` or ``{"reason": …}``."""
     from benchmarks.contenders import CONTENDERS
     from benchmarks.measuring import Effort, NotMeasuredError
+    from benchmarks.reasons import of_error
     from benchmarks.workloads import load
 
     group = load(spec["group"])
@@ -35,6 +37,9 @@ def main(spec: dict[str, Any]) -> dict[str, Any]:
         return {"figures": group.cell(name, spec["loop"], effort)}
     except NotMeasuredError as error:
         return {"reason": str(error)}
+    except Exception as error:  # noqa: BLE001 - whatever a contender raises is why it has no figures
+        traceback.print_exc()
+        return {"reason": f"failed: {of_error(error)}"}
 
 
 if __name__ == "__main__":

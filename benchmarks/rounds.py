@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .measuring import NO_LOOP, Effort
+from .processes import end_session
+from .reasons import of_output
 from .workloads import Group, load
 
-__all__ = ["Cell", "run_rounds"]
+__all__ = ["Cell", "run_cell", "run_rounds"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,11 +46,14 @@ def run_rounds(
     """Measure the groups ``names``, ``rounds`` times over."""
     cells = []
     for number in range(rounds):
+        begin = time.monotonic()
         for name in names:
             group = load(name)
             for contender, loop, floor in _turns(group, effort, number):
                 tell(f"round {number + 1} of {rounds}: {name}, {contender}, {loop}")
                 cells.append(_measure(group, contender, loop, effort, number, floor=floor))
+        minutes, seconds = divmod(round(time.monotonic() - begin), 60)
+        tell(f"round {number + 1} of {rounds} took {minutes} min {seconds} s")
     return cells
 
 
@@ -66,7 +71,7 @@ def _measure(
     group: Group, contender: str, loop: str, effort: Effort, number: int, *, floor: bool
 ) -> Cell:
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "out.json")
+        out, said = Path(folder, "out.json"), Path(folder, "stderr.txt")
         spec = {
             "group": group.name,
             "contender": contender,
@@ -75,49 +80,44 @@ def _measure(
             "floor": floor,
             "out": str(out),
         }
-        reason: str | None
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.cell", json.dumps(spec)],
-            cwd=ROOT,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            _, errors = process.communicate(timeout=group.timeout)
-            reason = None if out.exists() else f"failed: {_last_line(errors)}"
-        except subprocess.TimeoutExpired:
-            reason = f"did not end within {group.timeout:g} s"
-        finally:
-            # Its children too, which some contenders leave behind.
-            _kill_session(process)
-        found: dict[str, Any] = {"reason": reason}
-        if reason is None:
-            found = json.loads(out.read_text())
+        command = [sys.executable, "-m", "benchmarks.cell", json.dumps(spec)]
+        found = run_cell(command, out, said, group.timeout)
     return Cell(
         number, group.name, contender, loop, floor, found.get("figures", {}), found.get("reason")
     )
 
 
+def run_cell(command: Sequence[str], out: Path, said: Path, timeout: float) -> dict[str, Any]:
+    """Run ``command``, which writes what it found to ``out``, for at most ``timeout`` seconds."""
+    # A file, not a pipe: a pipe would not end before the last child that a cell leaves behind.
+    with said.open("wb") as errors:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+    try:
+        status = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return {"reason": f"did not end within {timeout:g} s"}
+    finally:
+        # Its children too.
+        end_session(process.pid)
+        process.wait()
+    if not out.exists():
+        told = of_output(said.read_text(errors="replace")) or f"ended with status {status}"
+        return {"reason": f"failed: {told}"}
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
 def _environment() -> dict[str, str]:
     # A server finds its modules compiled; whoever measures may have told Python not to keep that.
     return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-
-
-def _kill_session(process: subprocess.Popen[str]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nobody is left
-    process.wait()
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "no output"
 
 
 def as_json(cells: Sequence[Cell]) -> list[dict[str, object]]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from benchmarks import guard
+from benchmarks import guard, reasons, rounds
 from benchmarks.figures import Verdict, verdicts
 from benchmarks.goals import GOALS
 from benchmarks.measuring import Effort
+from benchmarks.processes import end_session
 from benchmarks.rounds import Cell
 from benchmarks.workloads import NAMES, load
 
@@ -150,3 +156,111 @@ def test_the_guard_needs_something_to_compare_with(
     told: list[str] = []
     assert not guard.check(told.append)
     assert "--store-baseline" in told[0]
+
+
+def stderr_of(program: str) -> str:
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stderr
+
+
+def test_the_reason_is_the_last_error_not_a_warning_after_it() -> None:
+    program = (
+        "import warnings\n"
+        "try:\n"
+        "    {}['first']\n"
+        "except KeyError:\n"
+        "    try:\n"
+        "        raise ConnectionError('nobody answers\\nat all')\n"
+        "    finally:\n"
+        "        import atexit; atexit.register(warnings.warn, 'old')\n"
+    )
+    said = stderr_of(program)
+    assert "UserWarning: old" in said
+    assert reasons.of_output(said) == "ConnectionError: nobody answers"
+
+
+def test_the_reason_of_a_group_of_errors_is_its_first_error() -> None:
+    group = "raise ExceptionGroup('several', [ExceptionGroup('some', [KeyError('this')])])"
+    assert reasons.of_output(stderr_of(group)) == "KeyError: 'this'"
+    error = ExceptionGroup("several", [ExceptionGroup("some", [KeyError("this")])])
+    assert reasons.of_error(error) == "KeyError: 'this'"
+
+
+def test_an_error_that_a_server_logged_is_found() -> None:
+    said = (
+        "ERROR:    Traceback (most recent call last):\n"
+        '  File "pool.py", line 7, in start\n'
+        "    begin()\n"
+        "pool.errors.PoolError: no worker came up\n"
+        "\n"
+        "ERROR:    Application startup failed. Exiting.\n"
+    )
+    assert reasons.of_output(said) == "PoolError: no worker came up"
+
+
+def test_without_an_error_the_last_line_that_is_no_warning_is_the_reason() -> None:
+    shown = warnings.formatwarning("old", UserWarning, "pool.py", 7, "    warnings.warn(")
+    assert reasons.of_output(f"out of memory\n{shown}") == "out of memory"
+    assert reasons.of_output(shown) is None
+    assert reasons.of_output("") is None
+    assert reasons.of_error(TimeoutError()) == "TimeoutError"
+
+
+def run_cell(tmp_path: Path, program: str, timeout: float = 20.0) -> dict[str, object]:
+    """What is kept of a cell whose process runs ``program``."""
+    return rounds.run_cell(
+        [sys.executable, "-c", program], tmp_path / "out.json", tmp_path / "stderr.txt", timeout
+    )
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, its parent having asked for that or not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in {"Z", "X"}
+
+
+def test_a_cell_that_died_gives_its_error_or_how_it_ended(tmp_path: Path) -> None:
+    assert run_cell(tmp_path, "raise ValueError('odd')") == {"reason": "failed: ValueError: odd"}
+    killed = "import os; os.kill(os.getpid(), 9)"
+    assert run_cell(tmp_path, killed) == {"reason": "failed: ended with status -9"}
+
+
+def test_a_cell_ends_with_its_children_and_does_not_wait_for_them(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, time\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os.setpgid(0, 0)\n"
+        "    time.sleep(60)\n"
+        f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child))\n"
+    )
+    out = f"pathlib.Path({str(tmp_path / 'out.json')!r}).write_text('{{}}')\n"
+    assert run_cell(tmp_path, program + out) == {}
+    assert gone(int((tmp_path / "child").read_text()))
+    assert run_cell(tmp_path, program + "time.sleep(60)", timeout=2.0) == {
+        "reason": "did not end within 2 s"
+    }
+    assert gone(int((tmp_path / "child").read_text()))
+
+
+def test_only_the_session_is_ended() -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with (
+        subprocess.Popen(sleep, start_new_session=True) as mine,
+        subprocess.Popen(sleep, start_new_session=True) as other,
+    ):
+        end_session(mine.pid)
+        assert mine.wait() == -signal.SIGKILL
+        assert other.poll() is None
+        os.kill(other.pid, signal.SIGKILL)
+
+
+def test_the_time_of_each_round_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "run_cell", lambda *args: {"reason": "not today"})
+    told: list[str] = []
+    cells = rounds.run_rounds(["footprint"], 2, Effort(quick=True), told.append)
+    assert [(found.round, found.reason) for found in cells] == [(0, "not today"), (1, "not today")]
+    assert told[1::2] == ["round 1 of 2 took 0 min 0 s", "round 2 of 2 took 0 min 0 s"]

@@ -8,6 +8,7 @@ import sys
 
 from ..contenders import CONTENDERS, Contender, Entry
 from ..measuring import NO_LOOP, Effort, Metric, NotMeasuredError
+from ..reasons import of_output
 from ..weigh import MODULES
 from .group import PEERS, Figures, Group
 
@@ -47,7 +48,9 @@ class Footprint(Group):
             check=False,
         )
         if answer.returncode:
-            raise NotMeasuredError(answer.stderr.strip().rpartition("\n")[2])
+            raise NotMeasuredError(
+                of_output(answer.stderr) or f"ended with status {answer.returncode}"
+            )
         figures: Figures = json.loads(answer.stdout)
         return figures
 
