@@ -9,13 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
+from typing import IO
 
 from .. import load
 from ..contenders import OURS, Contender, Wanted, make
 from ..measuring import Better, Effort, Metric, NotMeasuredError, percentile, run_async
+from ..reasons import of_error, of_output
 from .group import PEERS, Figures, Group
 
 CLIENTS = 32
@@ -49,47 +53,56 @@ class Http(Group):
     def cell(self, contender: str, loop: str, effort: Effort) -> Figures:
         if contender not in OURS:
             make(contender, self.wanted())  # the reason, if it is not installed
-        with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
-            # Connections inherit it. Servers set it themselves, but not on what --fd gives them.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            server = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "uvicorn",
-                    "benchmarks.site.asgi:application",
-                    "--fd",
-                    str(listener.fileno()),
-                    "--loop",
-                    loop,
-                    "--no-access-log",
-                    "--log-level",
-                    "warning",
-                    "--lifespan",
-                    "on",
-                ],
-                env={
-                    **os.environ,
-                    "BENCH_CONTENDER": contender,
-                    "DJANGO_SETTINGS_MODULE": "benchmarks.site.settings",
-                },
-                pass_fds=[listener.fileno()],
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            port = listener.getsockname()[1]
-        try:
-            _rise()
-            return run_async(lambda: _measure(port, effort), loop)
-        except (OSError, RuntimeError, TimeoutError) as error:
-            server.send_signal(signal.SIGKILL)
-            said = server.communicate()[1].strip().rpartition("\n")[2]
-            raise NotMeasuredError(said or f"{type(error).__name__}: {error}") from error
-        finally:
-            _end(server)
+        # A file, not a pipe, which a worker that outlives the server would keep open.
+        with tempfile.NamedTemporaryFile() as said:
+            server, port = _serve(contender, loop, said)
+            try:
+                _rise()
+                return run_async(lambda: _measure(port, effort), loop)
+            except (OSError, RuntimeError, ExceptionGroup) as error:
+                told = of_output(Path(said.name).read_text(errors="replace"))
+                raise NotMeasuredError(f"failed: {told or of_error(error)}") from error
+            finally:
+                _end(server)
 
     async def measure(self, contender: Contender, effort: Effort) -> Figures:
         raise NotImplementedError("the contender runs in a server of its own")
+
+
+def _serve(contender: str, loop: str, said: IO[bytes]) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a server that writes its errors to ``said``; it and its port."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        # Connections inherit it. Servers set it themselves, but not on what --fd gives them.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "uvicorn",
+                "benchmarks.site.asgi:application",
+                "--fd",
+                str(listener.fileno()),
+                "--loop",
+                loop,
+                "--no-access-log",
+                "--log-level",
+                "warning",
+                "--lifespan",
+                "on",
+            ],
+            env={
+                **os.environ,
+                "BENCH_CONTENDER": contender,
+                "DJANGO_SETTINGS_MODULE": "benchmarks.site.settings",
+            },
+            pass_fds=[listener.fileno()],
+            stderr=said,
+            # A group of its own, to be ended as a whole, and still in the session of its cell,
+            # which is ended when the cell takes too long.
+            process_group=0,
+        )
+        port: int = listener.getsockname()[1]
+    return server, port
 
 
 def _rise() -> None:
@@ -99,13 +112,18 @@ def _rise() -> None:
         return
 
 
-def _end(server: subprocess.Popen[str]) -> None:
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server, and with it the workers that would keep the port."""
     server.send_signal(signal.SIGTERM)
     try:
-        server.communicate(timeout=PATIENCE)
+        server.wait(PATIENCE)
     except subprocess.TimeoutExpired:
         server.kill()
-        server.communicate()
+        server.wait()
+    try:
+        os.killpg(server.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # nobody was left
 
 
 async def _measure(port: int, effort: Effort) -> Figures:
