@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import guard, reports
+from . import guard, record, reports
 from .figures import verdicts
 from .measuring import Effort
 from .rounds import run_rounds
@@ -35,8 +35,10 @@ def main() -> int:
     if options.quick:
         return 0 if guard.check(tell) else 1
     cells = run_rounds(options.only or NAMES, options.rounds, Effort(), tell)
-    reports.save(cells)
-    print("\n".join(reports.summary(verdicts(cells))))
+    record.save(cells)
+    found = verdicts(cells)
+    # A goal that is missed is a result, not an error.
+    print("\n".join([*reports.summary(found), "", reports.tally(found)]))
     return 0
 
 

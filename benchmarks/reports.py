@@ -1,27 +1,20 @@
-"""``docs/benchmarks.md``, its plots and its data, from what was measured."""
+"""``docs/benchmarks.md`` and its plots, from what was measured."""
 
 from __future__ import annotations
 
-import datetime as dt
-import json
-import os
-import platform
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from .contenders import OUT_OF_SCOPE
-from .figures import Spread, Verdict, medians, verdicts
+from .figures import Failure, Spread, Verdict, failures, medians, verdicts
 from .measuring import NO_LOOP
-from .rounds import Cell, as_json
+from .record import DATA, Record, read
+from .rounds import Cell
 from .workloads import load
 
-__all__ = ["DATA", "PAGE", "read", "save", "summary", "write"]
+__all__ = ["PAGE", "page", "summary", "tally", "write"]
 
-DOCS = Path(__file__).parents[1] / "docs"
-DATA = DOCS / "benchmarks.json"
-PAGE = DOCS / "benchmarks.md"
-PLOTS = DOCS / "benchmarks"
+PAGE = DATA.with_suffix(".md")
+PLOTS = DATA.with_suffix("")
 
 INTRODUCTION = """# Benchmarks
 
@@ -29,32 +22,11 @@ What this package costs beside what one would use instead, on the same work in t
 
 `make bench` measures and writes this page. Contenders take turns over several rounds, each in a
 process of its own; a figure is the median over the rounds, with the lowest and the highest behind
-it; a ratio is taken within each round. Every contender is set up as its own documentation shows it,
-with two workers. Nothing is set that a user would not get by default. On a shared machine single
-figures are noisy; look at the ratios.
+it; a ratio is taken within each round. A goal is reached when the median reaches it and every round
+gave a figure of this package. Every contender is set up as its own documentation shows it, with the
+number of workers that the group names. Nothing is set that a user would not get by default. On a
+shared machine single figures are noisy; look at the ratios.
 """
-
-
-def save(cells: Sequence[Cell]) -> None:
-    """Keep the measurements, in place of the former ones of the same groups."""
-    groups = {cell.group for cell in cells}
-    former = [cell for cell in read() if cell.group not in groups] if DATA.exists() else []
-    data = {"machine": _machine(), "cells": as_json([*former, *cells])}
-    DATA.write_text(json.dumps(data, indent=1) + "\n")
-
-
-def read() -> list[Cell]:
-    """The measurements that were kept last."""
-    return [Cell(**cell) for cell in json.loads(DATA.read_text())["cells"]]
-
-
-def _machine() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": str(len(os.sched_getaffinity(0))),
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-    }
 
 
 def summary(found: Sequence[Verdict]) -> list[str]:
@@ -68,66 +40,105 @@ def summary(found: Sequence[Verdict]) -> list[str]:
         group = load(goal.group)
         metric = next(metric for metric in group.metrics if metric.name == goal.metric)
         sign = "≥" if goal.at_least else "≤"
-        if verdict.ratio is None:
-            measured, reached = "not measured", "–"
-        else:
-            measured, reached = _text(verdict.ratio), "yes" if verdict.reached else "**no**"
         unit = f" {metric.unit}" if goal.reference is None else " ×"
+        against = ", ".join(map(group.title_of, verdict.versus)) or "–"
+        reached = ("yes" if verdict.reached else "**no**") if verdict.judged else "–"
         lines.append(
             f"| {group.title}: {metric.title} | {verdict.loop} | {group.title_of(goal.contender)} "
-            f"| {verdict.versus or '–'} | {sign} {goal.limit:.3g}{unit} | {measured} | {reached} |"
+            f"| {against} | {sign} {goal.limit:.3g}{unit} | {_measured(verdict)} | {reached} |"
         )
     return lines
 
 
+def _measured(verdict: Verdict) -> str:
+    said = "not measured" if verdict.ratio is None else _text(verdict.ratio)
+    return f"{said}; no figure in {_rounds(verdict.missing)}" if verdict.missing else said
+
+
+def _rounds(numbers: Sequence[int]) -> str:
+    """Rounds as readers count them, from 1."""
+    word = "round" if len(numbers) == 1 else "rounds"
+    return f"{word} {', '.join(str(number + 1) for number in numbers)}"
+
+
+def tally(found: Sequence[Verdict]) -> str:
+    """How many goals were reached, of how many."""
+    reached = sum(verdict.reached for verdict in found)
+    unknown = sum(not verdict.judged for verdict in found)
+    said = f"{reached} of {len(found)} goals reached"
+    return f"{said}, {unknown} not measured" if unknown else said
+
+
 def write() -> None:
     """Write the page and its plots from the data that was kept."""
-    cells = read()
-    machine = json.loads(DATA.read_text())["machine"]
-    names = list(dict.fromkeys(cell.group for cell in cells))
+    records = read()
+    if not records:
+        raise FileNotFoundError(f"nothing was measured: {DATA} is made by `make bench`")
+    PLOTS.mkdir(exist_ok=True)
+    plotted = {name for name, record in records.items() if _plot(name, record.cells)}
+    PAGE.write_text(page(records, plotted))
+
+
+def page(records: Mapping[str, Record], plotted: set[str]) -> str:
+    """The text of the page. ``plotted``: the groups that have a plot."""
+    found = verdicts([cell for record in records.values() for cell in record.cells])
+    circumstances = {record.circumstances for record in records.values()}
+    alike = len(circumstances) == 1
     lines = [
         INTRODUCTION,
-        (
-            f"Measured on {machine['date']} with Python {machine['python']} on "
-            f"{machine['system']}, {machine['cores']} cores, by `make bench`."
-        ),
+        circumstances.pop() if alike else "When and where each group was measured stands with it.",
         "",
         "## Goals",
         "",
-        *summary(verdicts(cells)),
+        f"{tally(found)}.",
+        "",
+        *summary(found),
     ]
-    PLOTS.mkdir(exist_ok=True)
-    for name in names:
-        lines += ["", *_section(name, cells)]
-    lines += ["", "## Not measured", ""]
+    for name, record in records.items():
+        lines += ["", *_section(name, record, dated=not alike, plotted=name in plotted)]
+    lines += ["", "## Versions", "", *_versions(records)]
+    lines += ["", "## Out of scope", ""]
     lines += [f"* {name}: {reason}" for name, reason in OUT_OF_SCOPE.items()]
-    PAGE.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
-def _section(name: str, cells: Sequence[Cell]) -> list[str]:
+def _section(name: str, record: Record, *, dated: bool, plotted: bool) -> list[str]:
     group = load(name)
-    found = medians(cells, name)
     titles = [f"{metric.title} ({metric.unit})" for metric in group.metrics]
-    lines = [
-        f"## {group.title}",
-        "",
-        group.work,
-        "",
-        f"| | loop | {' | '.join(titles)} |",
-        f"|---|---|{'---|' * len(titles)}",
-    ]
-    reasons = []
-    for (contender, loop), figures in found.items():
-        title = group.title_of(contender)
-        if isinstance(figures, str):
-            reasons.append(f"{title}{'' if loop == NO_LOOP else f' on {loop}'}: {figures}")
-            continue
+    lines = [f"## {group.title}", "", group.work, ""]
+    if dated:
+        lines += [record.circumstances, ""]
+    lines += [f"| | loop | {' | '.join(titles)} |", f"|---|---|{'---|' * len(titles)}"]
+    for (contender, loop), figures in medians(record.cells, name).items():
         values = [_text(figures[m.name]) if m.name in figures else "–" for m in group.metrics]
-        lines.append(f"| {title} | {loop} | {' | '.join(values)} |")
-    if reasons:
-        lines += ["", "Not measured:", "", *(f"* {reason}" for reason in dict.fromkeys(reasons))]
-    if _plot(name, found):
-        lines += ["", f"![{group.title}](benchmarks/{name}.svg)"]
+        lines.append(f"| {group.title_of(contender)} | {loop} | {' | '.join(values)} |")
+    failed = failures(record.cells, name)
+    if failed:
+        lines += ["", "Not measured:", "", *(_failed(name, failure) for failure in failed)]
+    if plotted:
+        lines += ["", f"![{group.title}]({PLOTS.name}/{name}.svg)"]
+    return lines
+
+
+def _failed(name: str, failure: Failure) -> str:
+    where = "" if failure.loop == NO_LOOP else f" on {failure.loop}"
+    when = "" if failure.always else f", {_rounds(failure.rounds)}"
+    return f"* {load(name).title_of(failure.contender)}{where}{when}: {failure.reason}"
+
+
+def _versions(records: Mapping[str, Record]) -> list[str]:
+    """A row for each distribution; with the groups, where they were not measured with the same."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, record in records.items():
+        for distribution, version in record.versions.items():
+            found.setdefault(distribution, {}).setdefault(version, []).append(name)
+    lines = ["| distribution | version |", "|---|---|"]
+    for distribution, versions in sorted(found.items(), key=lambda item: item[0].lower()):
+        if len(versions) == 1:
+            said = next(iter(versions))
+        else:
+            said = "; ".join(f"{one} ({', '.join(names)})" for one, names in versions.items())
+        lines.append(f"| {distribution} | {said} |")
     return lines
 
 
@@ -135,7 +146,7 @@ def _text(spread: Spread) -> str:
     return f"{spread.middle:.3g} ({spread.low:.3g}–{spread.high:.3g})"
 
 
-def _plot(name: str, found: dict[tuple[str, str], Any]) -> bool:
+def _plot(name: str, cells: Sequence[Cell]) -> bool:
     """Draw the group's first metric as bars; whether there was anything to draw."""
     import matplotlib as mpl
 
@@ -147,8 +158,8 @@ def _plot(name: str, found: dict[tuple[str, str], Any]) -> bool:
     metric = group.metrics[0]
     bars = [
         (f"{group.title_of(contender)}" + ("" if loop == NO_LOOP else f" · {loop}"), figures)
-        for (contender, loop), figures in found.items()
-        if isinstance(figures, dict) and metric.name in figures
+        for (contender, loop), figures in medians(cells, name).items()
+        if metric.name in figures
     ]
     if not bars:
         return False

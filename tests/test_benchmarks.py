@@ -7,19 +7,25 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import django
 import pytest
 
-from benchmarks import guard, reasons, rounds
-from benchmarks.figures import Verdict, verdicts
+from benchmarks import guard, reasons, record, reports, rounds
+from benchmarks.contenders import CONTENDERS
+from benchmarks.figures import Verdict, medians, verdicts
 from benchmarks.goals import GOALS
 from benchmarks.measuring import Effort
 from benchmarks.processes import end_session
+from benchmarks.record import Record
 from benchmarks.rounds import Cell
 from benchmarks.workloads import NAMES, load
+
+DASH = "\N{EN DASH}"
 
 
 def cell(
@@ -84,7 +90,7 @@ def test_the_best_peer_is_the_best_of_each_round() -> None:
     found = verdict(cells, "latency.p50.run/best")
     assert found.ratio is not None
     assert (found.ratio.low, found.ratio.high) == (0.5, 1.5)
-    assert found.versus == "anyio, pebble"
+    assert found.versus == ("anyio", "pebble")
 
 
 def test_a_peer_that_does_less_work_is_not_compared_with() -> None:
@@ -95,7 +101,7 @@ def test_a_peer_that_does_less_work_is_not_compared_with() -> None:
     ]
     found = verdict(cells, "http.light_p99.django/best")
     assert found.ratio is not None
-    assert (found.ratio.middle, found.versus, found.reached) == (0.4, "anyio", True)
+    assert (found.ratio.middle, found.versus, found.reached) == (0.4, ("anyio",), True)
 
 
 def test_a_cold_start_is_not_compared_with_a_fork_of_the_server() -> None:
@@ -103,12 +109,108 @@ def test_a_cold_start_is_not_compared_with_a_fork_of_the_server() -> None:
     assert "stdlib" not in load("start").peers
 
 
-def test_what_was_not_measured_is_not_reached() -> None:
+def test_a_goal_without_a_figure_of_ours_is_missed() -> None:
     found = verdict(
-        [cell("http", "anyio", requests=1.0, light_p99=1.0)], "http.requests.django/best"
+        [
+            cell("http", "anyio", requests=1.0, light_p99=1.0),
+            Cell(0, "http", "django", "asyncio", floor=False, figures={}, reason="failed"),
+        ],
+        "http.requests.django/best",
     )
-    assert found.ratio is None
-    assert not found.reached
+    assert (found.ratio, found.missing) == (None, (0,))
+    assert (found.judged, found.reached) == (True, False)
+    assert reports.summary([found])[-1].endswith("| not measured; no figure in round 1 | **no** |")
+
+
+def test_a_goal_is_reached_only_with_a_figure_of_ours_in_every_round() -> None:
+    cells = [
+        cell("cancel", "run", 0, next_answer=5.0),
+        cell("cancel", "pebble", 1, next_answer=50.0),
+        cell("cancel", "run", 2, next_answer=7.0),
+    ]
+    found = verdict(cells, "cancel.next_answer.run")
+    assert found.ratio is not None
+    assert (found.ratio.middle, found.missing, found.reached) == (6.0, (1,), False)
+    row = reports.summary([found])[-1]
+    assert row.endswith(f"| ≤ 12 ms | 6 (5{DASH}7); no figure in round 2 | **no** |")
+
+
+def test_a_goal_without_what_it_compares_with_is_not_judged() -> None:
+    found = verdict([cell("http", "django", requests=1.0)], "http.requests.django/best")
+    assert (found.ratio, found.judged, found.reached) == (None, False, False)
+    assert reports.summary([found])[-1].endswith(f"| not measured | {DASH} |")
+    other = verdict([cell("cancel", "run", next_answer=5.0)], "cancel.next_answer.run")
+    assert reports.tally([found, other]) == "1 of 2 goals reached, 1 not measured"
+    assert reports.tally([other]) == "1 of 1 goals reached"
+
+
+def test_metrics_that_the_first_round_did_not_give_are_shown() -> None:
+    cells = [cell("waiting", "run", 0, few=1.0), cell("waiting", "run", 1, few=3.0, many=5.0)]
+    found = medians(cells, "waiting")["run", "asyncio"]
+    assert (found["few"].middle, found["many"].middle) == (2.0, 5.0)
+
+
+def kept(*cells: Cell, date: str = "2026-01-31", **versions: str) -> Record:
+    return Record(date, "Python 3.14.1 on Linux", versions, cells)
+
+
+def test_what_failed_is_listed_with_its_rounds_and_reason() -> None:
+    def failed(contender: str, number: int, reason: str) -> Cell:
+        return Cell(number, "cancel", contender, "uvloop", floor=False, figures={}, reason=reason)
+
+    page = reports.page(
+        {
+            "cancel": kept(
+                cell("cancel", "pebble", 0, loop="uvloop", next_answer=9.0),
+                failed("pebble", 1, "did not end within 60 s"),
+                failed("pebble", 2, "did not end within 60 s"),
+                failed("dask", 0, "cannot stop a function that runs"),
+                failed("dask", 1, "cannot stop a function that runs"),
+            )
+        },
+        set(),
+    )
+    listed = [line for line in page.splitlines() if line.startswith("* ") and "uvloop" in line]
+    assert listed == [
+        "* pebble on uvloop, rounds 2, 3: did not end within 60 s",
+        "* Dask LocalCluster on uvloop: cannot stop a function that runs",
+    ]
+    assert f"| pebble | uvloop | 9 (9{DASH}9) |" in page
+
+
+def test_the_page_dates_each_group_only_where_they_differ() -> None:
+    cancel = kept(cell("cancel", "run", next_answer=9.0), pebble="5.1", Django="6.0")
+    lag = kept(cell("lag", "run", idle=1.0), date="2026-02-01", pebble="5.2", Django="6.0")
+    page = reports.page({"cancel": cancel, "lag": lag}, {"lag"})
+    assert page.count("Measured on 2026-01-31 with Python 3.14.1 on Linux.") == 1
+    assert page.count("Measured on 2026-02-01") == 1
+    assert "| Django | 6.0 |" in page
+    assert "| pebble | 5.1 (cancel); 5.2 (lag) |" in page
+    assert "(benchmarks/lag.svg)" in page
+    assert "cancel.svg" not in page
+    same = reports.page({"cancel": cancel, "workers": cancel}, set())
+    assert same.count("Measured on") == 1
+
+
+def test_groups_measured_later_keep_what_was_measured_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "DATA", tmp_path / "benchmarks.json")
+    assert record.read() == {}
+    record.save([cell("lag", "run", idle=1.0), cell("fairness", "run", of_ideal=1.0)])
+    record.save([cell("fairness", "run", of_ideal=2.0), cell("cancel", "run", next_answer=9.0)])
+    found = record.read()
+    assert list(found) == ["fairness", "lag", "cancel"]
+    assert found["fairness"].cells == [cell("fairness", "run", of_ideal=2.0)]
+    assert found["lag"].cells == [cell("lag", "run", idle=1.0)]
+    assert found["lag"].versions["Django"] == django.__version__
+
+
+def test_every_contender_from_an_index_has_a_version_in_the_extra() -> None:
+    extra = tomllib.loads((record.DATA.parents[1] / "pyproject.toml").read_text())
+    named = " ".join(extra["project"]["optional-dependencies"]["bench"]).lower()
+    for entry in CONTENDERS.values():
+        assert (entry.kind.distribution or "leasepool").lower() in named
 
 
 @pytest.fixture
