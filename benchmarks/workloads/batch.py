@@ -44,7 +44,7 @@ class Batch(Group):
     )
     metrics = (Metric("efficiency", "speed-up ÷ cores", "×", Better.HIGHER),)
     contenders = ("lease", "run", *PEERS)
-    quick = ("lease",)
+    quick = ("lease", "run")
     loops = ("asyncio",)
     floors = {"bare processes": bare}
     timeout = 120.0
