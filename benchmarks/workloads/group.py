@@ -37,6 +37,8 @@ class Group(ABC):
     quick_loops: ClassVar[tuple[str, ...] | None] = None
     loops: ClassVar[tuple[str, ...]] = LOOPS
     floors: ClassVar[Mapping[str, Floor]] = {}
+    floor_titles: ClassVar[Mapping[str, str]] = {}
+    """Names to show for floors, where their keys say too little."""
     pinned: ClassVar[bool] = False
     """Whether everything runs on one core."""
     timeout: ClassVar[float] = 60.0
@@ -78,4 +80,4 @@ class Group(ABC):
     def title_of(self, contender: str) -> str:
         """The name to show for a contender or a floor."""
         entry = CONTENDERS.get(contender)
-        return entry.title if entry else contender
+        return entry.title if entry else self.floor_titles.get(contender, contender)

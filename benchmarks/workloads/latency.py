@@ -20,17 +20,25 @@ class Latency(Group):
     name = "latency"
     title = "Tiny calls, one after the other"
     work = (
-        "A function that returns its argument, awaited again and again by one caller; server, "
+        "A function that returns its argument, awaited again and again by one caller; server, 2 "
         "workers and everything else pinned to one core. `run_in_pool` is called with a language "
-        "and a time zone active that the worker must take over. The blocking pipe is "
-        "`multiprocessing.Pipe()` with a forked child and the pickling of this package."
+        "and a time zone active that the worker must take over. The first lines are a forked child "
+        "that blocks, with the pickling of this package and nothing else: over "
+        "`multiprocessing.Pipe()`, which the goals compare with and which reads each message "
+        "twice, its length first; and over a socket and over pipes, one call to send and one to "
+        "receive."
     )
     metrics = (Metric("p50", "median", "µs"), Metric("p99", "99th percentile", "µs"))
     contenders = SEQUENTIAL
     quick = ("lease", "run", "django")
     floors = {
         "blocking pipe": floors.blocking_pipe,
+        "socketpair": floors.one_socket,
         "os.pipe, without frames": floors.unframed_pipe,
+    }
+    floor_titles = {
+        "blocking pipe": "blocking pipe (`multiprocessing.Pipe`)",
+        "socketpair": "socketpair, one send and one recv",
     }
     pinned = True
 
