@@ -17,6 +17,7 @@ __all__ = [
     "as_coroutine",
     "chunk",
     "django_answer",
+    "django_worker",
     "echo",
     "hold",
     "set_up_django",
@@ -108,6 +109,12 @@ def django_answer() -> str:
     from django.contrib.auth.models import User
 
     return str(User._meta.label)
+
+
+def django_worker() -> int:
+    """The same, answering with the process that answered."""
+    django_answer()
+    return os.getpid()
 
 
 async def as_coroutine(fn: Callable[..., Any], *args: Any) -> Any:
