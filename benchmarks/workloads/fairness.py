@@ -29,8 +29,8 @@ class Fairness(Group):
     name = "fairness"
     title = "600 × 5 ms from 64 callers, 2 workers"
     work = (
-        "64 callers share 600 calls that use 5 ms of CPU time each. Ideal is 600 × 5 ms ÷ 2 = "
-        "1.5 s; the slowest call is compared with the median call, both with their wait."
+        "64 callers share 600 calls that use 5 ms of CPU time each, on 2 workers. Ideal is 600 × "
+        "5 ms ÷ 2 = 1.5 s; the slowest call is compared with the median call, both with their wait."
     )
     metrics = (
         Metric("of_ideal", "total ÷ ideal", "×"),

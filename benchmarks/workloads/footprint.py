@@ -20,9 +20,12 @@ class Footprint(Group):
     title = "Import time and memory added to a Django process"
     work = (
         "A new process sets Django up and makes its ASGI application; then what a project uses of "
-        "the contender is imported. For this package that is the application in `INSTALLED_APPS`, "
-        "the lifespan wrapper and what `views.py` imports, and the memory is taken a second time "
-        "with 2 workers running, after the first call."
+        "the contender is imported, with no worker started. For this package that is the "
+        "application in `INSTALLED_APPS`, the lifespan wrapper and what `views.py` imports. Import "
+        "is the time of that, memory what it adds to the private memory of the process. For this "
+        "package the memory is taken a second time after the first call, with the default pool "
+        "running, one worker for each core: what the server's process has grown by since before "
+        "the import, its workers not counted. The goal is about what importing adds."
     )
     metrics = (
         Metric("import", "import", "ms"),

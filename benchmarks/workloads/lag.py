@@ -22,7 +22,8 @@ class Lag(Group):
     work = (
         "A task sleeps for 2 ms again and again; what it sleeps longer is lag. 99th percentile, "
         "first with nothing else on the loop, then with 64 tasks that await tiny calls, then with "
-        "64 that await calls of 5 ms of CPU time. Allowed is twice the idle loop's lag + 1 ms."
+        "64 that await calls of 5 ms of CPU time, on 2 workers. Allowed is twice the idle loop's "
+        "lag + 1 ms."
     )
     metrics = (
         Metric("idle", "idle loop, p99", "ms"),

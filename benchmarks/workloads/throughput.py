@@ -18,7 +18,10 @@ class Throughput(Group):
 
     name = "throughput"
     title = "Tiny calls, 64 in flight, 2 workers"
-    work = "64 tasks, each awaiting one call after the other of a function that does nothing."
+    work = (
+        "64 tasks, each awaiting one call after the other of a function that does nothing, on 2 "
+        "workers."
+    )
     metrics = (Metric("calls", "calls a second", "/s", Better.HIGHER),)
     contenders = CONCURRENT
     quick = ("lease", "run", "django", "stdlib")
