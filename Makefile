@@ -15,7 +15,7 @@ SOURCES := $(wildcard leasepool_django example_project tests benchmarks docs man
 TYPED := $(wildcard leasepool_django example_project tests benchmarks manage.py)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test test-all coverage bench bench-quick bench-report bench-environment check format clean
+.PHONY: help demo serve test test-all coverage bench bench-quick bench-baseline bench-report bench-environment check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench: bench-environment ## Measure beside the alternatives, one run of many min
 
 bench-quick: bench-environment ## Compare ratios with the stored ones; fail when one is worse by more than 25 %
 	$(BENCH_VENV)/bin/python -m benchmarks --quick $(ARGS)
+
+bench-baseline: bench-environment ## Store this machine's ratios, the medians of three quick runs, for bench-quick
+	$(BENCH_VENV)/bin/python -m benchmarks --store-baseline $(ARGS)
 
 bench-report: bench-environment ## Write docs/benchmarks.md from what the last runs measured
 	$(BENCH_VENV)/bin/python -m benchmarks --report $(ARGS)

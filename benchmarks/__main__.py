@@ -30,8 +30,7 @@ def main() -> int:
         reports.write()
         return 0
     if options.store_baseline:
-        guard.store(tell)
-        return 0
+        return 0 if guard.store(tell) else 1
     if options.quick:
         return 0 if guard.check(tell) else 1
     cells = run_rounds(options.only or NAMES, options.rounds, Effort(), tell)

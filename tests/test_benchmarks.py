@@ -1,31 +1,39 @@
-"""How the benchmarks judge what they have measured."""
+"""How the benchmarks judge what they have measured, and what they keep of it.
+
+Long because it holds the tests of one folder: verdicts, the page, the guard, and the ends of cells.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tomllib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import django
 import pytest
 
-from benchmarks import guard, reasons, record, reports, rounds
-from benchmarks.contenders import CONTENDERS
+from benchmarks import guard, jobs, reasons, record, reports, rounds
+from benchmarks.contenders import CONTENDERS, Contender, Wanted
 from benchmarks.figures import Verdict, medians, verdicts
-from benchmarks.goals import GOALS
-from benchmarks.measuring import Effort
+from benchmarks.goals import GOALS, Goal
+from benchmarks.measuring import Effort, NotMeasuredError
 from benchmarks.processes import end_session
 from benchmarks.record import Record
 from benchmarks.rounds import Cell
-from benchmarks.workloads import NAMES, load
+from benchmarks.workloads import NAMES, load, start
 
 DASH = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def cell(
@@ -58,6 +66,19 @@ def test_every_goal_is_about_something_that_is_measured() -> None:
             assert reference.removeprefix("floor:") in group.floors, goal
         elif reference != "best":
             assert reference in group.contenders, goal
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_group_says_how_many_workers_it_has(name: str) -> None:
+    counted = r"\b(\d+|[Oo]ne|no) workers?\b"
+    assert re.search(counted, load(name).work) or load(name).work.startswith("As above")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_titles_of_floors_are_those_of_its_floors(name: str) -> None:
+    group = load(name)
+    assert group.floor_titles.keys() <= group.floors.keys()
+    assert all(group.title_of(floor) for floor in group.floors)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,51 +234,190 @@ def test_every_contender_from_an_index_has_a_version_in_the_extra() -> None:
         assert (entry.kind.distribution or "leasepool").lower() in named
 
 
-@pytest.fixture
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Throughputs that the guard measures, one after the other; 100 is what is stored."""
-    queue: list[float] = []
+@dataclass
+class Machine:
+    """What the guard measures, run by run: the ratio to stdlib in each of two groups.
 
-    def run_rounds(names: object, rounds: int, effort: Effort, tell: object) -> list[Cell]:
+    ``None``: our cell failed. ``asked``: the groups of each run so far.
+    """
+
+    baseline: Path
+    throughput: list[float | None] = field(default_factory=list)
+    payloads: list[float | None] = field(default_factory=list)
+    asked: list[Sequence[str]] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+    def run_rounds(
+        self, names: Sequence[str], count: int, effort: Effort, tell: object
+    ) -> list[Cell]:
         assert effort.quick
-        return [
-            cell("throughput", "run", calls=queue.pop(0)),
-            cell("throughput", "stdlib", calls=10.0),
-        ]
+        self.asked.append(names)
+        found = []
+        for number in range(count):
+            for name, queue, metric in (
+                ("throughput", self.throughput, "calls"),
+                ("payloads", self.payloads, "bytes_echo"),
+            ):
+                if name in names:
+                    value = queue.pop(0)
+                    figures = {} if value is None else {metric: 10 * value}
+                    found += [
+                        Cell(number, name, contender, "asyncio", floor=False, figures=figures)
+                        for contender, figures in (("run", figures), ("stdlib", {metric: 10.0}))
+                    ]
+        return found
 
-    monkeypatch.setattr(guard, "run_rounds", run_rounds)
-    monkeypatch.setattr(guard, "BASELINE", tmp_path / "baseline.json")
-    queue.append(100.0)
-    guard.store(lambda text: None)
-    stored = json.loads((tmp_path / "baseline.json").read_text())
-    assert stored == {"throughput.calls.run/stdlib@asyncio": 10.0}
-    return queue
-
-
-def test_the_guard_lets_what_is_as_fast_pass(measured: list[float]) -> None:
-    measured += [81.0]
-    assert guard.check(lambda text: None)
-
-
-def test_the_guard_fails_what_is_slower_each_time(measured: list[float]) -> None:
-    measured += [79.0, 60.0, 79.0]
-    told: list[str] = []
-    assert not guard.check(told.append)
-    assert told[-1] == "throughput.calls.run/stdlib@asyncio: 1.27 times as slow as stored"
+    def check(self) -> bool:
+        return guard.check(self.told.append)
 
 
-def test_the_guard_does_not_take_one_slow_run_for_a_slow_change(measured: list[float]) -> None:
-    measured += [50.0, 95.0]
-    assert guard.check(lambda text: None)
+CALLS = "throughput.calls.run/stdlib@asyncio"
+ECHO = "payloads.bytes_echo.run/stdlib@asyncio"
 
 
-def test_the_guard_needs_something_to_compare_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """10 and 0.5 are stored."""
+    machine = Machine(tmp_path / "baseline.json")
+    monkeypatch.setattr(guard, "run_rounds", machine.run_rounds)
+    monkeypatch.setattr(guard, "BASELINE", machine.baseline)
+    monkeypatch.setattr(guard, "QUICK_GROUPS", ("throughput", "payloads"))
+    goals = (Goal("throughput", "calls", "run", "stdlib", 3.0, at_least=True, loop="asyncio"),)
+    monkeypatch.setattr(guard, "GOALS", goals)
+    monkeypatch.setattr(
+        guard, "STANDING_IN", (Goal("payloads", "bytes_echo", "run", "stdlib", 1.0),)
+    )
+    machine.baseline.write_text(json.dumps({CALLS: 10.0, ECHO: 0.5}))
+    return machine
+
+
+def test_the_median_of_three_runs_is_stored(machine: Machine) -> None:
+    machine.throughput += [9.0, 30.0, 10.0]
+    machine.payloads += [0.5, 0.6, 0.2]
+    assert guard.store(machine.told.append)
+    assert json.loads(machine.baseline.read_text()) == {CALLS: 10.0, ECHO: 0.5}
+
+
+def test_nothing_is_stored_where_a_run_has_no_figure(machine: Machine) -> None:
+    machine.throughput += [90.0, None, 90.0]
+    machine.payloads += [0.1, 0.1, 0.1]
+    assert not guard.store(machine.told.append)
+    assert machine.told[0] == f"{CALLS} was not measured (run: no figures)"
+    assert json.loads(machine.baseline.read_text())[CALLS] == 10.0
+
+
+def test_the_guard_lets_what_is_as_fast_pass(machine: Machine) -> None:
+    machine.throughput += [8.1]
+    machine.payloads += [0.62]
+    assert machine.check()
+    assert machine.asked == [("throughput", "payloads")]
+
+
+def test_the_guard_fails_what_is_slower_each_time(machine: Machine) -> None:
+    machine.throughput += [7.9, 6.0, 7.9]
+    machine.payloads += [0.5]
+    assert not machine.check()
+    assert machine.told[-1] == f"{CALLS}: 1.27 times as slow as stored"
+    # What was not worse is not measured again.
+    assert machine.asked[1:] == [["throughput"], ["throughput"]]
+
+
+def test_the_guard_does_not_take_one_slow_run_for_a_slow_change(machine: Machine) -> None:
+    machine.throughput += [5.0, 9.5]
+    machine.payloads += [0.5]
+    assert machine.check()
+
+
+def test_the_guard_fails_where_our_cells_failed(machine: Machine) -> None:
+    machine.throughput += [None]
+    machine.payloads += [0.5]
+    assert not machine.check()
+    assert machine.told == [f"{CALLS} was not measured (run: no figures)"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ({CALLS: 10.0}, f"{ECHO} is measured and not stored"),
+        ({CALLS: 10.0, ECHO: 0.5, "lag.idle.run@-": 1.0}, "lag.idle.run@- is stored and not"),
+        ({}, "make bench-baseline"),
+        (None, "make bench-baseline"),
+    ],
+)
+def test_the_guard_fails_what_it_cannot_compare(
+    machine: Machine, stored: dict[str, float] | None, said: str
 ) -> None:
-    monkeypatch.setattr(guard, "BASELINE", tmp_path / "baseline.json")
-    told: list[str] = []
-    assert not guard.check(told.append)
-    assert "--store-baseline" in told[0]
+    if stored is None:
+        machine.baseline.unlink()
+    else:
+        machine.baseline.write_text(json.dumps(stored))
+    assert not machine.check()
+    assert said in machine.told[0]
+    assert machine.asked == []
+
+
+def test_the_guard_compares_ratios_only() -> None:
+    keys = guard.compared()
+    assert {goal.group for goal in keys.values()} == set(guard.QUICK_GROUPS)
+    for goal in keys.values():
+        (metric,) = (one for one in load(goal.group).metrics if one.name == goal.metric)
+        assert goal.reference is not None or metric.unit == TIMES, goal
+        assert goal.reference != "best", goal
+    # By itself it would tell how busy the machine is.
+    assert "fairness.of_ideal.run@asyncio" not in keys
+    assert "fairness.of_ideal.run/floor:two bare processes@asyncio" in keys
+
+
+@pytest.mark.parametrize(("metric", "kept"), [("next_answer", False), ("efficiency", True)])
+def test_a_figure_in_milliseconds_is_no_ratio(
+    monkeypatch: pytest.MonkeyPatch, metric: str, *, kept: bool
+) -> None:
+    monkeypatch.setattr(guard, "QUICK_GROUPS", ("batch", "cancel"))
+    found = {goal.metric for goal in guard.compared().values()}
+    assert (metric in found) is kept
+
+
+def test_the_stored_ratios_are_those_that_are_compared() -> None:
+    if guard.BASELINE.exists():
+        assert json.loads(guard.BASELINE.read_text()).keys() == guard.compared().keys()
+
+
+class Growing(Contender):
+    """Threads in the place of workers: each call says it is answered by the next of ``pids``."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        super().__init__(Wanted(), None)
+        self._pids = iter(pids)
+        self.run = self._run
+
+    async def _run(self, fn: Callable[..., Any], /, *args: Any) -> Any:
+        if fn is jobs.hold:
+            await asyncio.to_thread(fn, *args)
+        elif fn is jobs.django_worker:
+            return next(self._pids)
+        return None
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def stop(self) -> None:
+        """Nothing to end."""
+
+
+def next_workers(monkeypatch: pytest.MonkeyPatch, pids: Sequence[int]) -> dict[str, float]:
+    monkeypatch.setattr(start, "SETTLED", 0)
+    monkeypatch.setattr(start, "processes", lambda: {1, 2, 3})
+    monkeypatch.setattr(start, "private_memory", lambda pid: pid * 1_000_000)
+    return asyncio.run(start.NextWorker().measure(Growing(pids), Effort(quick=True)))
+
+
+def test_only_workers_that_were_started_for_the_call_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert next_workers(monkeypatch, [2, 7, 3, 8, 9])["private"] == 8.0
+
+
+def test_workers_started_ahead_of_need_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotMeasuredError, match="starts workers ahead of need"):
+        next_workers(monkeypatch, [1, 2, 3, 1, 2])
 
 
 def stderr_of(program: str) -> str:

@@ -73,7 +73,7 @@ class Payloads(Group):
         async def keep() -> None:
             kept.append(await run(jobs.stored_array, ARRAY))
 
-        durations = await timed_calls(keep, seconds=20, at_most=KEPT)
+        durations = await timed_calls(keep, seconds=20, at_most=effort.pick(KEPT, 4))
         if any(len(one) != ARRAY // 8 or one[-1] != 1 for one in kept):
             raise RuntimeError("an array did not come back as it was sent")
         return {**figures, "array_kept": 1e3 * median(durations)}
@@ -82,7 +82,9 @@ class Payloads(Group):
 async def _typical(call: Callable[[], Awaitable[Any]], effort: Effort) -> float:
     """The median of several calls after two that are not counted, in milliseconds."""
     await timed_calls(call, seconds=0, at_least=2)
-    durations = await timed_calls(call, seconds=effort.pick(1.5, 0.3), at_least=5, at_most=100)
+    durations = await timed_calls(
+        call, seconds=effort.pick(1.5, 0.3), at_least=effort.pick(5, 3), at_most=100
+    )
     return 1e3 * median(durations)
 
 
