@@ -30,7 +30,7 @@ from .backends.base import Backend, resolve
 from .backends.process.carriers import Carriers
 from .cores import usable_cores
 from .engine import LeasedExecutorManager
-from .engine.config import duration, log_level, positive_int
+from .engine.config import duration, log_level, positive_int, why_no_size_provider
 from .exceptions import UnsupportedBackendError
 
 __all__ = ["AliasConfig", "Problem", "ProblemId", "get_config", "validate"]
@@ -153,8 +153,12 @@ def _size_provider(name: str, value: Any) -> Callable[[], int]:
             raise ValueError(
                 f"{name} = {value!r} cannot be imported: {type(error).__name__}: {error}."
             ) from error
-    if not callable(target):
-        raise TypeError(f"{name} must be a callable or its dotted path, not {_short(value)}.")
+    reason = why_no_size_provider(target)
+    if reason:
+        raise TypeError(
+            f"{name} must be a function without arguments, or its dotted path, not "
+            f"{_short(value)}: {reason}."
+        )
     provider: Callable[[], int] = target
     return provider
 

@@ -143,7 +143,7 @@ def test_a_count_is_a_true_positive_integer(settings: Settings, name: str, value
 
 
 @pytest.mark.parametrize("name", DURATIONS)
-@pytest.mark.parametrize("value", [-1, math.inf, math.nan, True, "5"])
+@pytest.mark.parametrize("value", [-1, math.inf, math.nan, True, "5", 1e10, 10**400])
 def test_a_duration_is_a_finite_number(settings: Settings, name: str, value: Any) -> None:
     found, message, _ = only_problem(settings, {"default": {name: value}})
     assert found is ProblemId.BAD_DURATION
@@ -243,6 +243,18 @@ def test_none_is_allowed_where_there_may_be_no_limit(settings: Settings, name: s
             {"default": {"SIZE_PROVIDER": "tests.django_jobs.NOT_CALLABLE"}},
             ProblemId.BAD_SIZE_PROVIDER,
             "'tests.django_jobs.NOT_CALLABLE'",
+            "whole number",
+        ),
+        (
+            {"default": {"SIZE_PROVIDER": "tests.django_jobs.double"}},
+            ProblemId.BAD_SIZE_PROVIDER,
+            "'tests.django_jobs.double': it cannot be called without arguments: missing",
+            "whole number",
+        ),
+        (
+            {"default": {"SIZE_PROVIDER": "asyncio.sleep"}},
+            ProblemId.BAD_SIZE_PROVIDER,
+            "'asyncio.sleep': it is a coroutine function",
             "whole number",
         ),
     ],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from leasepool_django import (
 )
 from leasepool_django.backends.base import resolve
 from leasepool_django.engine import ProcessLoggingConfig
-from leasepool_django.engine.config import log_level
+from leasepool_django.engine.config import duration, log_level
 from tests import jobs
 from tests.managers import running
 
@@ -27,15 +29,18 @@ DURATIONS = ["check_interval", "default_lease_seconds", "acquire_timeout", "call
 GRACES = ["lease_grace_seconds", "shutdown_grace_seconds"]
 NO_COUNTS = [True, 1.0, "2", math.inf, 0, -1]
 NO_NUMBERS = [True, "5", [1]]
-NO_DURATIONS = [*NO_NUMBERS, 0, -0.5, math.inf, -math.inf, math.nan]
+NO_DURATIONS = [*NO_NUMBERS, 0, -0.5, math.inf, -math.inf, math.nan, 10**400]
 
 BAD: list[tuple[str, Any]] = [
     *((name, value) for name in COUNTS for value in NO_COUNTS),
     *((name, None) for name in COUNTS if name != "max_waiting"),
     *((name, value) for name in DURATIONS for value in NO_DURATIONS),
     *((name, value) for name in GRACES for value in [*NO_NUMBERS, -0.5, math.inf, math.nan, None]),
+    *((name, value) for name in [*DURATIONS, *GRACES] for value in [1e10, 10**400, -(10**400)]),
     *((name, None) for name in ("check_interval", "default_lease_seconds")),
     ("size_provider", 5),
+    ("size_provider", jobs.add),
+    ("size_provider", asyncio.sleep),
     ("name_prefix", None),
     ("name_prefix", 5),
     ("name_prefix", ""),
@@ -57,6 +62,55 @@ def test_every_bad_value_is_refused_by_its_argument_and_value() -> None:
             LeasedExecutorManager(**{"backend": "thread", "max_pools": 1, name: value})
         assert name in str(raised.value), (name, value)
         assert repr(value) in str(raised.value) or value == "", (name, value)
+
+
+def test_a_duration_may_be_as_long_as_a_thread_can_wait() -> None:
+    assert duration("seconds", threading.TIMEOUT_MAX) == threading.TIMEOUT_MAX
+    with pytest.raises(ValueError, match=r"seconds must be at most \d+ seconds, .*wait"):
+        duration("seconds", math.nextafter(threading.TIMEOUT_MAX, math.inf))
+
+
+def test_a_number_that_python_does_not_write_is_refused_as_well() -> None:
+    with pytest.raises(ValueError, match=r"call_timeout must be at most .* integer of 16610 bits"):
+        LeasedExecutorManager(backend="thread", max_pools=1, call_timeout=10**5000)
+
+
+class Load:
+    """A load that is asked for in several ways."""
+
+    async def __call__(self) -> int:
+        return 0
+
+    def units(self, factor: int = 1) -> int:
+        return factor
+
+    @staticmethod
+    async def later() -> int:
+        return 0
+
+    def times(self, factor: int) -> int:
+        return factor
+
+
+@pytest.mark.parametrize(
+    ("provider", "reason"),
+    [
+        (Load(), "it is a coroutine function"),
+        (Load.later, "it is a coroutine function"),
+        (partial(Load.later), "it is a coroutine function"),
+        (Load().times, "it cannot be called without arguments: missing .*'factor'"),
+        (Load.units, "it cannot be called without arguments: missing .*'self'"),
+        (7, "it is not callable"),
+    ],
+)
+def test_a_size_provider_is_a_plain_function_without_arguments(provider: Any, reason: str) -> None:
+    with pytest.raises(TypeError, match=f"size_provider must be .*: {reason}"):
+        LeasedExecutorManager(backend="thread", max_pools=1, size_provider=provider)
+
+
+@pytest.mark.parametrize("provider", [Load().units, partial(Load().times, 2), int, lambda: 1])
+def test_a_size_provider_may_be_anything_that_can_be_called_like_that(provider: Any) -> None:
+    LeasedExecutorManager(backend="thread", max_pools=1, size_provider=provider)
 
 
 @pytest.mark.parametrize("level", [logging.WARNING, "WARNING", "warning", "WARN"])

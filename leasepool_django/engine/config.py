@@ -7,8 +7,10 @@ anything.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -52,12 +54,19 @@ def positive_int(name: str, value: Any) -> int:
 def duration(name: str, value: Any, *, minimum: float | None = None) -> float:
     """Return ``value`` (seconds) as a float if it is finite and above zero.
 
-    With ``minimum``, a value equal to it is allowed as well.
+    With ``minimum``, a value equal to it is allowed as well. ``ValueError`` above
+    ``threading.TIMEOUT_MAX`` too: no lock waits that long.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}.")
-    if not math.isfinite(value):
+    # An integer is always finite, and may be too large for isfinite().
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number of seconds, not {value!r}.")
+    if value > threading.TIMEOUT_MAX:
+        raise ValueError(
+            f"{name} must be at most {threading.TIMEOUT_MAX:.0f} seconds, the longest that a "
+            f"thread can wait here, not {_shown(value)}."
+        )
     if minimum is not None:
         if value < minimum:
             raise ValueError(f"{name} must be at least {minimum:g} seconds, not {value!r}.")
@@ -66,9 +75,36 @@ def duration(name: str, value: Any, *, minimum: float | None = None) -> float:
     return float(value)
 
 
+def _shown(value: float) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no integers of more than some thousand digits
+        return f"an integer of {int(value).bit_length()} bits"
+
+
 def optional_duration(name: str, value: Any) -> float | None:
     """``None``, or what ``duration`` allows."""
     return None if value is None else duration(name, value)
+
+
+def why_no_size_provider(value: Any) -> str | None:
+    """Why ``value`` cannot be called as the sizing rule does, or ``None`` if it can.
+
+    Builtins that do not tell their parameters are believed.
+    """
+    if not callable(value):
+        return "it is not callable"
+    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(value.__call__):
+        return "it is a coroutine function, and is called on a thread without an event loop"
+    try:
+        signature = inspect.signature(value)
+    except ValueError:
+        return None
+    try:
+        signature.bind()
+    except TypeError as error:
+        return f"it cannot be called without arguments: {error}"
+    return None
 
 
 def _instance(name: str, value: Any, kinds: Any, what: str) -> None:
@@ -123,8 +159,13 @@ class ManagerConfig:
             duration(name, getattr(self, name), minimum=0)
         for name in ("acquire_timeout", "call_timeout"):
             optional_duration(name, getattr(self, name))
-        if self.size_provider is not None and not callable(self.size_provider):
-            raise TypeError(f"size_provider must be callable, not {self.size_provider!r}.")
+        if self.size_provider is not None:
+            reason = why_no_size_provider(self.size_provider)
+            if reason:
+                raise TypeError(
+                    f"size_provider must be a function without arguments, not "
+                    f"{self.size_provider!r}: {reason}."
+                )
         _instance("name_prefix", self.name_prefix, str, "a string")
         if not self.name_prefix:
             raise ValueError("name_prefix must not be empty.")
