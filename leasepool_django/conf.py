@@ -175,10 +175,8 @@ def _context(name: str, value: Any) -> tuple[str, ...]:
     for path in value:
         try:
             Carriers([path])
-        except Exception as error:
-            raise ValueError(
-                f"{name} names {path!r}, which cannot be used: {type(error).__name__}: {error}"
-            ) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
     return tuple(value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -115,17 +116,77 @@ def test_a_workers_span_is_a_child_of_the_callers() -> None:
         assert managed.run_sync(jobs.span_parent) == (0, 0)
 
 
+class Carrier:
+    """Can carry, but only as an object."""
+
+    def capture(self) -> int:
+        return 0
+
+    def apply(self, value: int) -> None:
+        pass
+
+
+class ClassCarrier:
+    """Can carry, and needs no object."""
+
+    @classmethod
+    def capture(cls) -> int:
+        return 0
+
+    @staticmethod
+    def apply(value: int) -> None:
+        pass
+
+
+class AsynchronousCarrier:
+    """Cannot carry: nobody awaits it."""
+
+    async def capture(self) -> int:
+        return 0
+
+    async def apply(self, value: int) -> None:
+        pass
+
+
+class Forgetful(Carrier):
+    """Has no use for what was captured."""
+
+    def apply(self) -> None:  # type: ignore[override]  # the mistake
+        pass
+
+
+asynchronous = AsynchronousCarrier()
+forgetful = Forgetful()
+HERE = __name__
+
+
 @pytest.mark.parametrize(
-    "path", ["tests.context_jobs.not_a_carrier", "tests.context_jobs.missing", "nowhere.at_all"]
+    ("path", "reason"),
+    [
+        ("tests.context_jobs.not_a_carrier", "it is of type object, without capture()"),
+        ("tests.context_jobs.missing", "cannot be imported: AttributeError"),
+        ("nowhere.at_all", "cannot be imported: ModuleNotFoundError"),
+        (f"{HERE}.Carrier", "missing a required argument: 'self'; name an object of the class"),
+        (f"{HERE}.asynchronous", "its capture() is a coroutine function"),
+        (f"{HERE}.forgetful", "its apply() cannot be called like that: too many positional"),
+    ],
 )
-def test_a_carrier_that_is_none_is_refused_with_its_path(settings: Settings, path: str) -> None:
+def test_a_carrier_that_is_none_is_refused_with_its_path(
+    settings: Settings, path: str, reason: str
+) -> None:
     """In settings it is a mistake with an id; in the engine an error at construction."""
     settings.LEASEPOOL = {"default": {"CONTEXT": [path]}}
     with pytest.raises(ImproperlyConfigured, match="E017") as caught:
         get_config()
-    assert path in str(caught.value)
-    with pytest.raises((TypeError, ImportError, AttributeError)):
+    assert f"context names {path!r}" in str(caught.value)
+    assert reason in str(caught.value)
+    with pytest.raises((TypeError, ValueError), match=re.escape(f"context names {path!r}")):
         LeasedExecutorManager(max_pools=1, context=[path])
+
+
+def test_a_class_whose_methods_need_no_object_is_a_carrier(settings: Settings) -> None:
+    settings.LEASEPOOL = {"default": {"CONTEXT": [f"{HERE}.ClassCarrier"]}}
+    assert get_config()["default"].context == (f"{HERE}.ClassCarrier",)
 
 
 def test_settings_hand_the_carriers_to_the_process_backend_only(settings: Settings) -> None:

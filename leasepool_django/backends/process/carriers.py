@@ -7,6 +7,7 @@ context in the worker. Standard library only: workers import this module.
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -47,13 +48,38 @@ _UNSET = object()
 
 
 def _resolve(path: str) -> Any:
-    """Import a carrier; ``TypeError`` if what is there is none."""
-    carrier = pkgutil.resolve_name(path)
+    """Import a carrier; ``ValueError`` if that fails, ``TypeError`` if what is there is none."""
+    try:
+        carrier = pkgutil.resolve_name(path)
+    except Exception as error:  # the module is the user's, and may raise anything
+        raise ValueError(
+            f"context names {path!r}, which cannot be imported: {type(error).__name__}: {error}."
+        ) from error
     if isinstance(carrier, ContextVar):
         return carrier
-    if callable(getattr(carrier, "capture", None)) and callable(getattr(carrier, "apply", None)):
-        return carrier
-    raise TypeError(
-        f"context: {path!r} is neither a ContextVar nor an object with capture() and apply(), but "
-        f"{type(carrier).__name__}."
-    )
+    reason = _why_not(carrier, "capture") or _why_not(carrier, "apply", None)
+    if reason:
+        raise TypeError(
+            f"context names {path!r}, which is neither a ContextVar nor an object with capture() "
+            f"and apply(value): {reason}."
+        )
+    return carrier
+
+
+def _why_not(carrier: Any, name: str, *arguments: Any) -> str | None:
+    """Why a method cannot be called with ``arguments``; ``None`` if it can, or does not tell."""
+    method = getattr(carrier, name, None)
+    if not callable(method):
+        return f"it is of type {type(carrier).__name__}, without {name}()"
+    if inspect.iscoroutinefunction(method):
+        return f"its {name}() is a coroutine function"
+    try:
+        signature = inspect.signature(method)
+    except ValueError:
+        return None
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        hint = "; name an object of the class" if isinstance(carrier, type) else ""
+        return f"its {name}() cannot be called like that: {error}{hint}"
+    return None
