@@ -108,10 +108,12 @@ def _refusal(config: AliasConfig) -> Iterator[Problem]:
     """What the engine or the backend refuses when the manager is made; making it starts nothing."""
     try:
         LeasedExecutorManager(**config.manager_kwargs())
-    except (ImportError, TypeError, ValueError, UnsupportedBackendError) as error:
+    except Exception as error:  # noqa: BLE001 - a backend may be the user's, and raise anything
+        expected = isinstance(error, (TypeError, ValueError, UnsupportedBackendError))
+        text = str(error) if expected else f"{type(error).__name__}: {error}"
         yield Problem(
             ProblemId.REFUSED_BY_BACKEND,
-            f"{SETTING}[{config.alias!r}] is refused by the backend {config.backend!r}: {error}",
+            f"{SETTING}[{config.alias!r}] is refused by the backend {config.backend!r}: {text}",
             "Correct the value; the pool cannot start with it.",
         )
 

@@ -2,8 +2,8 @@
 
 ``get_config()`` gives the handler one frozen ``AliasConfig`` per alias, or raises with every
 mistake listed. ``validate()`` gives the same mistakes one by one to the system checks. Nothing
-here starts anything; of the user's modules only the size provider and what ``CONTEXT`` names are
-imported.
+here starts anything. Of the user's modules those are imported that ``BACKEND``, ``SIZE_PROVIDER``
+and ``CONTEXT`` name, and for executor classes that of the ``initializer``.
 
 Long because one place holds every key: its default, its check, what it becomes, and its hint.
 """
@@ -15,10 +15,12 @@ import inspect
 import logging
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, unique
 from functools import cache
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from types import MappingProxyType
 from typing import Any
 
@@ -115,6 +117,9 @@ class AliasConfig:
             options.setdefault("hooks", HOOKS.get(backend.name, WORKER_HOOKS))
         else:
             _make_objects(options)
+            executor_class = getattr(backend, "executor_class", None)
+            if executor_class is not None:
+                _judge_executor_options(executor_class, options)
         return {
             "backend": self.backend,
             "max_pools": self.max_pools,
@@ -138,10 +143,60 @@ class AliasConfig:
 
 def _make_objects(options: dict[str, Any]) -> None:
     """Put objects where settings have names, for executor classes that know no names."""
-    if isinstance(options.get("initializer"), str):
-        options["initializer"] = import_string(options["initializer"])
-    if isinstance(options.get("mp_context"), str):
-        options["mp_context"] = get_context(options["mp_context"])
+    initializer = options.get("initializer")
+    if isinstance(initializer, str):
+        try:
+            options["initializer"] = import_string(initializer)
+        except Exception as error:  # the module is the user's, and may raise anything
+            raise ValueError(
+                f"initializer = {initializer!r} cannot be imported: "
+                f"{type(error).__name__}: {error}."
+            ) from error
+    method = options.get("mp_context")
+    if isinstance(method, str):
+        try:
+            options["mp_context"] = get_context(method)
+        except ValueError as error:
+            raise ValueError(f"mp_context = {method!r}: {error}.") from error
+
+
+def _judge_executor_options(executor_class: type[Executor], options: Mapping[str, Any]) -> None:
+    """Refuse what the constructor of an executor class, or its workers, would refuse later.
+
+    None is made: a ``ProcessPoolExecutor`` starts the resource tracker of ``multiprocessing``, and
+    other classes may start anything.
+    """
+    try:
+        inspect.signature(executor_class).bind(max_workers=1, **options)
+    except TypeError as error:
+        raise TypeError(
+            f"{executor_class.__qualname__} cannot be made with max_workers and OPTIONS: {error}."
+        ) from error
+    if not _is_of_the_standard_library(executor_class):
+        return
+    initializer = options.get("initializer")
+    if initializer is not None and not callable(initializer):
+        raise TypeError(f"initializer must be callable, not {_short(initializer)}.")
+    if not isinstance(options.get("initargs", ()), (tuple, list)):
+        # Not its value, which may be secret.
+        kind = type(options["initargs"]).__name__
+        raise TypeError(f"initargs must be a tuple or list, not of type {kind}.")
+    if options.get("max_tasks_per_child") is not None:
+        positive_int("max_tasks_per_child", options["max_tasks_per_child"])
+    if not isinstance(options.get("mp_context"), (BaseContext, type(None))):
+        raise TypeError(
+            "mp_context must be a multiprocessing context or its name, not "
+            f"{_short(options['mp_context'])}."
+        )
+
+
+def _is_of_the_standard_library(executor_class: type[Executor]) -> bool:
+    """Whether it is one of its executor classes, or a subclass."""
+    if issubclass(executor_class, ThreadPoolExecutor):
+        return True
+    from concurrent.futures import ProcessPoolExecutor  # loads much that threads do not need
+
+    return issubclass(executor_class, ProcessPoolExecutor)
 
 
 def _size_provider(name: str, value: Any) -> Callable[[], int]:
@@ -389,9 +444,10 @@ def _backend_problems(where: str, backend: Any, options: Any) -> Iterator[Proble
             f"{_short(backend)}.",
             hint,
         )
-    context = options.get("mp_context")
-    method = getattr(context, "get_start_method", lambda: context)()
-    if method == "fork":
+    method = options.get("mp_context")
+    if isinstance(method, BaseContext):
+        method = method.get_start_method()
+    if isinstance(method, str) and method == "fork":
         yield Problem(
             ProblemId.FORK_REFUSED,
             f"{where}['OPTIONS']['mp_context'] asks for 'fork', which is refused: forking a "

@@ -6,18 +6,27 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.core.checks import CheckMessage, registry, run_checks
+from django.core.checks import ERROR, CheckMessage, registry, run_checks
 
 from leasepool_django import checks
+from leasepool_django.backends.inline import InlineBackend
 from leasepool_django.conf import ProblemId
 from leasepool_django.cores import usable_cores
 
 if TYPE_CHECKING:
     from pytest_django.fixtures import Settings
+
+
+class Moody(InlineBackend):
+    """A backend of a user's own, which raises what it likes."""
+
+    def __init__(self, *_: Any) -> None:
+        raise RuntimeError("not today")
 
 
 def found(settings: Settings, value: Any, *, deploy: bool = False) -> list[CheckMessage]:
@@ -124,6 +133,37 @@ def test_what_the_backend_refuses_is_reported(settings: Settings) -> None:
     text = only(settings, value, ProblemId.REFUSED_BY_BACKEND)
     assert "max_tasks_per_child" in text
     assert "'many'" in text
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "said"),
+    [
+        ("process", {"mp_context": SpawnContext}, "'forkserver' or 'spawn', not <class"),
+        ("process", {"hooks": 3}, "hooks must be the dotted path of a module, not 3"),
+        ("process", {"hooks": "no_such_module"}, "hooks must be"),
+        ("process", {"context": ["nowhere.at_all"]}, "context names 'nowhere.at_all'"),
+        ("thread", {"initargs": 5}, "initargs must be a tuple or list"),
+        (ProcessPoolExecutor, {"max_tasks_per_child": "3"}, "max_tasks_per_child"),
+        (ProcessPoolExecutor, {"mp_context": SpawnContext}, "mp_context"),
+        ("tests.test_checks.Moody", {}, "RuntimeError: not today"),
+    ],
+)
+def test_whatever_the_backend_refuses_the_check_reports(
+    settings: Settings, backend: Any, options: dict[str, Any], said: str
+) -> None:
+    value = {"default": {"BACKEND": backend, "WORKERS_PER_POOL": 1, "OPTIONS": options}}
+    errors = [message for message in found(settings, value) if message.is_serious(ERROR)]
+    assert [error.id for error in errors] == [ProblemId.REFUSED_BY_BACKEND]
+    assert said in errors[0].msg
+
+
+def test_a_backend_whose_module_raises(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raising_backend.py").write_text("raise RuntimeError('no licence found')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = only(settings, {"default": {"BACKEND": "raising_backend.X"}}, ProblemId.UNKNOWN_BACKEND)
+    assert "RuntimeError: no licence found" in text
 
 
 def test_correct_options_pass(settings: Settings) -> None:

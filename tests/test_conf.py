@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing.context
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from leasepool_django import ExecutorBackend, LeasedExecutorManager
+from leasepool_django import ExecutorBackend, LeasedExecutorManager, pools
 from leasepool_django.conf import KEYS, ProblemId, get_config, validate
 from leasepool_django.cores import usable_cores
 from tests.django_jobs import load
@@ -116,6 +118,54 @@ def test_executor_classes_get_objects_for_names(settings: Settings) -> None:
     assert kwargs["mp_context"] is multiprocessing.get_context("spawn")
 
 
+STANDARD = "concurrent.futures.ProcessPoolExecutor"
+
+
+class Renamed(Executor):
+    """Calls its number of workers by another name."""
+
+    def __init__(self, threads: int) -> None: ...
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "said"),
+    [
+        ("thread", {"initializer": load, "initargs": 5}, "initargs must be a tuple or list"),
+        ("thread", {"initializer": 5}, "initializer must be callable, not 5"),
+        ("thread", {"initializer": "tests.no_such_module.f"}, "ModuleNotFoundError"),
+        (STANDARD, {"initargs": "pa55"}, "initargs must be a tuple or list, not of type str"),
+        (STANDARD, {"max_tasks_per_child": "3"}, "max_tasks_per_child must be an integer, not '3'"),
+        (STANDARD, {"mp_context": "forked"}, "mp_context = 'forked'"),
+        (STANDARD, {"mp_context": multiprocessing.context.SpawnContext}, "SpawnContext"),
+        (Renamed, {}, "Renamed cannot be made with max_workers and OPTIONS: .*'threads'"),
+    ],
+)
+def test_what_an_executor_class_would_refuse_at_the_start_is_refused_before(
+    settings: Settings, backend: Any, options: dict[str, Any], said: str
+) -> None:
+    settings.LEASEPOOL = {"default": {"BACKEND": backend, "OPTIONS": options}}
+    config = get_config()["default"]
+    with pytest.raises((TypeError, ValueError), match=said):
+        config.manager_kwargs()
+    with pytest.raises(ImproperlyConfigured, match=said):
+        _ = pools["default"]
+
+
+def test_an_initializer_whose_module_raises_is_a_mistake_in_the_settings(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raising_initializer.py").write_text("raise RuntimeError('no licence found')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings.LEASEPOOL = {
+        "default": {"BACKEND": "thread", "OPTIONS": {"initializer": "raising_initializer.run"}}
+    }
+    with pytest.raises(ImproperlyConfigured, match="RuntimeError: no licence found") as raised:
+        _ = pools["default"]
+    assert "'raising_initializer.run'" in str(raised.value)
+
+
 def test_an_executor_class_may_be_given_itself(settings: Settings) -> None:
     settings.LEASEPOOL = {"default": {"BACKEND": ThreadPoolExecutor}}
     assert get_config()["default"].backend is ThreadPoolExecutor
@@ -192,6 +242,13 @@ def test_none_is_allowed_where_there_may_be_no_limit(settings: Settings, name: s
         ({"default": {"BACKEND": "proces"}}, ProblemId.UNKNOWN_BACKEND, "'proces'", "BACKEND"),
         ({"default": {"BACKEND": "no.such"}}, ProblemId.UNKNOWN_BACKEND, "'no.such'", "BACKEND"),
         ({"default": {"BACKEND": "json.dumps"}}, ProblemId.UNKNOWN_BACKEND, "json.dumps", ""),
+        ({"default": {"BACKEND": "..x"}}, ProblemId.UNKNOWN_BACKEND, "'..x'", "BACKEND"),
+        (
+            {"default": {"BACKEND": "concurrent.futures.Executor"}},
+            ProblemId.UNKNOWN_BACKEND,
+            "abstract",
+            "BACKEND",
+        ),
         ({"default": {"BACKEND": 7}}, ProblemId.UNKNOWN_BACKEND, "7", ""),
         ({"default": {"FORWARD_LOGS": "yes"}}, ProblemId.BAD_FLAG, "'yes'", "LOG_LEVEL"),
         ({"default": {"LOG_LEVEL": "LOUD"}}, ProblemId.BAD_LOG_LEVEL, "'LOUD'", "LOG_LEVEL"),

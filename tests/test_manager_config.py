@@ -8,6 +8,7 @@ import math
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,11 +143,8 @@ def test_the_numbers_of_pools_and_workers_can_be_read_back() -> None:
 # --- backends -------------------------------------------------------------------------------------
 
 
-class Rejecting(Executor):
-    """Has options that cannot be known, and takes none of them."""
-
-    def __init__(self, max_workers: int, **options: Any) -> None:
-        raise TypeError(f"no such options: {options}")
+class Unfinished(Executor):
+    """Does not say how anything is run."""
 
 
 class Immediate(Executor):
@@ -159,6 +157,13 @@ class Immediate(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
+
+
+class Rejecting(Immediate):
+    """Has options that cannot be known, and takes none of them."""
+
+    def __init__(self, max_workers: int, **options: Any) -> None:
+        raise TypeError(f"no such options: {options}")
 
 
 @pytest.mark.parametrize(
@@ -183,12 +188,53 @@ def test_a_backend_is_a_name_a_member_a_class_or_a_dotted_path(backend: Any, nam
 
 @pytest.mark.parametrize(
     "backend",
-    ["", "nonsense", "no.such.module", "os.no_such_name", "math.pi", "builtins.dict", 5, None],
+    [
+        "",
+        "nonsense",
+        "no.such.module",
+        "os.no_such_name",
+        "math.pi",
+        "builtins.dict",
+        "..relative",
+        "os.",
+        "concurrent.futures.Executor",
+        Executor,
+        "leasepool_django.backends.base.Backend",
+        Unfinished,
+        5,
+        None,
+    ],
 )
 def test_what_is_no_backend_is_refused(backend: Any) -> None:
     with pytest.raises(UnsupportedBackendError) as raised:
         LeasedExecutorManager(backend=backend, max_pools=1)
     assert repr(backend) in str(raised.value)
+
+
+def test_a_backend_whose_module_raises_is_refused_with_the_modules_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raising_backend.py").write_text("raise RuntimeError('no licence found')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnsupportedBackendError, match="RuntimeError: no licence found") as raised:
+        LeasedExecutorManager(backend="raising_backend.Pool", max_pools=1)
+    assert "'raising_backend.Pool'" in str(raised.value)
+
+
+@pytest.mark.parametrize("backend", ["process", "inline"])
+@pytest.mark.parametrize(
+    ("hooks", "said"),
+    [
+        (3, "hooks must be the dotted path of a module, not 3"),
+        ("no_such_module", "hooks .*'no_such_module' cannot be imported: ModuleNotFoundError"),
+        ("json", r"hooks names 'json', which has no capture\(\)"),
+    ],
+)
+def test_hooks_that_are_none_are_refused_by_argument_and_value(
+    backend: str, hooks: Any, said: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=said):
+        LeasedExecutorManager(backend=backend, max_pools=1, hooks=hooks)
 
 
 @pytest.mark.parametrize("backend", ["process", "thread", "concurrent.futures.ProcessPoolExecutor"])

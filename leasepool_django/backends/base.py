@@ -180,13 +180,21 @@ def resolve(backend: Any) -> type[Backend]:
             )
         try:
             target = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # the module is the user's, and may raise anything
             raise UnsupportedBackendError(
-                f"The backend {backend!r} cannot be imported: {error}."
+                f"The backend {backend!r} cannot be imported: {type(error).__name__}: {error}."
             ) from error
-    if isinstance(target, type) and issubclass(target, Backend):
-        return target
-    if isinstance(target, type) and issubclass(target, Executor):
+    if isinstance(target, type) and issubclass(target, (Backend, Executor)):
+        # Executor has no mark of an abstract class; its submit() only raises.
+        if getattr(target, "__abstractmethods__", None) or (
+            issubclass(target, Executor) and target.submit is Executor.submit
+        ):
+            raise UnsupportedBackendError(
+                f"The backend {backend!r} is an abstract class, which runs nothing. Use a class "
+                "that does, such as concurrent.futures.ThreadPoolExecutor."
+            )
+        if issubclass(target, Backend):
+            return target
         from .executor import adapt
 
         return adapt(target)  # type: ignore[arg-type]  # a class is hashable

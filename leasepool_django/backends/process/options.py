@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import sys
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["OPTIONS", "make_setup", "max_shared_bytes"]
 
 DEFAULT_SHARED_BYTES = 1 << 29
+HOOKS = ("capture", "prepare", "start_worker", "enter", "leave")  # what every hooks module has
 
 OPTIONS = frozenset(
     {
@@ -72,7 +74,7 @@ def make_setup(config: ManagerConfig, options: Mapping[str, Any]) -> Setup:
     return Setup(
         name=config.name_prefix,
         spawn=_start_method(options.get("mp_context")) == "spawn",
-        hooks=options.get("hooks"),
+        hooks=_hooks(options.get("hooks")),
         preload=_paths("preload", options),
         context=_paths("context", options),
         initializer=initializer,
@@ -92,6 +94,24 @@ def _paths(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(paths, (list, tuple)) or not all(isinstance(path, str) for path in paths):
         raise TypeError(f"{name} must be a list of dotted paths, not {paths!r}.")
     return tuple(paths)
+
+
+def _hooks(name: Any) -> str | None:
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise TypeError(f"hooks must be the dotted path of a module, not {name!r}.")
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # the module is the user's, and may raise anything
+        raise ValueError(
+            f"hooks must be the dotted path of a module, and {name!r} cannot be imported: "
+            f"{type(error).__name__}: {error}."
+        ) from error
+    missing = [function for function in HOOKS if not callable(getattr(module, function, None))]
+    if missing:
+        raise ValueError(f"hooks names {name!r}, which has no {missing[0]}().")
+    return name
 
 
 def _pickled(name: str, value: Any) -> bytes:
