@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, unique
-from functools import cache
+from functools import cache, wraps
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from types import MappingProxyType
@@ -214,8 +214,26 @@ def _size_provider(name: str, value: Any) -> Callable[[], int]:
             f"{name} must be a function without arguments, or its dotted path, not "
             f"{_short(value)}: {reason}."
         )
-    provider: Callable[[], int] = target
-    return provider
+    return _with_fresh_connections(target)
+
+
+def _with_fresh_connections(provider: Callable[[], int]) -> Callable[[], int]:
+    """Close connections that are too old or broken before and after, as around a request.
+
+    The thread that asks for the load has no requests, and lives as long as the manager.
+    """
+
+    @wraps(provider)
+    def load() -> int:
+        from django.db import close_old_connections  # not before Django is set up
+
+        close_old_connections()
+        try:
+            return provider()
+        finally:
+            close_old_connections()
+
+    return load
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -3,7 +3,9 @@
 Each is sent with ``sender`` (the manager's class), ``alias`` and ``event``, a frozen
 ``leasepool_django.engine.Event`` whose ``facts`` hold the particulars: lease id, owner, pid, error.
 Receivers run one after the other on a thread of the manager's own, never on an event loop; one
-that raises is logged and disturbs nobody. Lease events are only made while somebody listens.
+that raises is logged and disturbs nobody. They may use databases: connections that are too old or
+broken are closed before and after, as around a request. Lease events are only made while somebody
+listens.
 """
 
 from __future__ import annotations
@@ -64,5 +66,12 @@ def wanted(kind: str) -> bool:
 def send(sender: type, alias: str, event: Event) -> None:
     """Pass an event of a manager on to the receivers; those that raise are logged by Django."""
     signal = _BY_KIND.get(event.kind)
-    if signal is not None:
+    if signal is None:
+        return
+    from django.db import close_old_connections  # not before Django is set up
+
+    close_old_connections()
+    try:
         signal.send_robust(sender, alias=alias, event=event)
+    finally:
+        close_old_connections()
