@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from django.core import checks
 from django.utils.module_loading import import_string
 
 from .backends.base import resolve
-from .conf import SETTING, AliasConfig, Problem, ProblemId, validate
+from .conf import DEFAULT_ALIAS, SETTING, AliasConfig, Problem, ProblemId, aliases, validate
 from .cores import usable_cores
 from .engine import LeasedExecutorManager
 from .exceptions import UnsupportedBackendError
@@ -28,22 +30,33 @@ __all__ = ["check_deployment", "check_settings"]
 
 Messages = list[checks.CheckMessage]
 
+LIFESPAN = "LeasePoolLifespan"
+
 
 def check_settings(**_options: Any) -> Messages:
     """Report every mistake in ``settings.LEASEPOOL``, and what will not work as intended."""
     configs, problems = validate()
     for config in configs.values():
         problems.extend(list(_import_problems(config)) or _refusal(config))
-        problems.extend(_warnings(config))
+        problems.extend(_standard_pool_problems(config))
+    problems.extend(_too_many_workers(configs.values()))
+    names = aliases()
+    if names and DEFAULT_ALIAS not in names:
+        problems.append(
+            Problem(
+                ProblemId.NO_DEFAULT_ALIAS,
+                f"{SETTING} has no alias {DEFAULT_ALIAS!r}, only {', '.join(map(repr, names))}.",
+                "run_in_pool, and with_lease, offload and the command leasepool without a pool, "
+                "use it: give one alias this name, or always name a pool.",
+            )
+        )
     return [_message(problem) for problem in problems]
 
 
 def check_deployment(**_options: Any) -> Messages:
     """Report what matters where the project is served."""
     configs, _ = validate()
-    problems = list(_asgi_problems())
-    for config in configs.values():
-        problems.extend(_deployment_problems(config))
+    problems = [*_asgi_problems(), *_deployment_problems(configs.values())]
     return [_message(problem) for problem in problems]
 
 
@@ -118,43 +131,77 @@ def _refusal(config: AliasConfig) -> Iterator[Problem]:
         )
 
 
-def _warnings(config: AliasConfig) -> Iterator[Problem]:
-    where = f"{SETTING}[{config.alias!r}]"
-    cores = usable_cores()
-    workers = _most_workers(config)
-    if workers > cores and resolve(config.backend).supports_isolation:
+def _too_many_workers(configs: Iterable[AliasConfig]) -> Iterator[Problem]:
+    isolated = _with_processes(configs)
+    workers = sum(map(_most_workers, isolated))
+    if workers > usable_cores():
+        products = " + ".join(
+            f"MAX_POOLS {config.max_pools} x WORKERS_PER_POOL {config.workers_per_pool}"
+            for config in isolated
+        )
         yield Problem(
             ProblemId.TOO_MANY_WORKERS,
-            f"{where} allows {workers} worker processes (MAX_POOLS {config.max_pools} x "
-            f"WORKERS_PER_POOL {config.workers_per_pool}), but this process may use {cores} "
-            f"core{'' if cores == 1 else 's'} here.",
+            f"{_allowing(isolated)} {workers} worker processes ({products}), but this process may "
+            f"use {_cores()} here.",
             "More busy workers than cores slow each other and the server down. CPU affinity and "
             "the quota of the control group count.",
         )
-    if (
-        _is_standard_process_pool(config)
-        and config.options.get("max_tasks_per_child") is not None
-        and _recycling_deadlocks()
-    ):
-        yield Problem(
-            ProblemId.RECYCLING_DEADLOCKS,
-            f"{where} recycles workers of concurrent.futures.ProcessPoolExecutor "
-            f"(max_tasks_per_child = {config.options['max_tasks_per_child']!r}), which can "
-            "deadlock on this Python.",
-            "Leave max_tasks_per_child out, use a Python with the fix "
-            "(https://github.com/python/cpython/issues/115634), or BACKEND 'process'.",
-        )
+
+
+def _with_processes(configs: Iterable[AliasConfig]) -> list[AliasConfig]:
+    return [config for config in configs if resolve(config.backend).supports_isolation]
+
+
+def _allowing(configs: Sequence[AliasConfig]) -> str:
+    """The beginning of a sentence about the workers of all these aliases."""
+    *others, last = (f"{SETTING}[{config.alias!r}]" for config in configs)
+    return f"{', '.join(others)} and {last} together allow" if others else f"{last} allows"
+
+
+def _cores() -> str:
+    cores = usable_cores()
+    return f"{cores} core{'' if cores == 1 else 's'}"
 
 
 def _most_workers(config: AliasConfig) -> int:
     return config.max_pools * config.workers_per_pool
 
 
-def _is_standard_process_pool(config: AliasConfig) -> bool:
-    backend: object = config.backend
-    if isinstance(backend, str) and "." in backend:
-        backend = import_string(backend)
-    return isinstance(backend, type) and issubclass(backend, ProcessPoolExecutor)
+def _standard_pool_problems(config: AliasConfig) -> Iterator[Problem]:
+    """What is to be known about ``concurrent.futures.ProcessPoolExecutor`` and its subclasses."""
+    backend = resolve(config.backend)
+    executor_class = getattr(backend, "executor_class", None)
+    if executor_class is None or not issubclass(executor_class, ProcessPoolExecutor):
+        return
+    where = f"{SETTING}[{config.alias!r}]"
+    recycling = config.options.get("max_tasks_per_child")
+    if recycling is not None and _recycling_deadlocks():
+        yield Problem(
+            ProblemId.RECYCLING_DEADLOCKS,
+            f"{where} recycles workers of concurrent.futures.ProcessPoolExecutor "
+            f"(max_tasks_per_child = {recycling!r}), which can deadlock on this Python.",
+            "Leave max_tasks_per_child out, use a Python with the fix "
+            "(https://github.com/python/cpython/issues/115634), or BACKEND 'process'.",
+        )
+    # A class that recycles workers spawns them unless told otherwise.
+    known = backend.option_names()
+    takes_context = known is None or "mp_context" in known
+    chosen = config.options.get("mp_context") is not None or recycling is not None
+    if takes_context and not chosen and _default_start_method() == "fork":
+        yield Problem(
+            ProblemId.FORKS_THE_SERVER,
+            f"{where} has workers of {backend.name}, which are forked from this process unless "
+            "OPTIONS has 'mp_context'.",
+            "Forking a server with threads copies its locks, sockets and database connections. "
+            "OPTIONS['mp_context'] = 'forkserver' or 'spawn', with an initializer that calls "
+            "django.setup(), or BACKEND 'process'.",
+        )
+
+
+def _default_start_method() -> str:
+    """How ``multiprocessing`` starts processes here unless told; asking does not settle it."""
+    chosen: str | None = multiprocessing.get_start_method(allow_none=True)
+    return chosen or multiprocessing.get_all_start_methods()[0]
 
 
 def _recycling_deadlocks() -> bool:
@@ -166,58 +213,187 @@ def _recycling_deadlocks() -> bool:
 
 
 def _asgi_problems() -> Iterator[Problem]:
-    path = getattr(settings, "ASGI_APPLICATION", None)
-    if isinstance(path, str) and _mentions_lifespan(path.rpartition(".")[0]) is False:
+    module, name = _asgi_application()
+    if module is not None and _uses_lifespan(module, name) is False:
         yield Problem(
             ProblemId.ASGI_NOT_WRAPPED,
-            f"The ASGI application {path!r} is not wrapped in LeasePoolLifespan.",
-            "Without it pools start at the first request and are not drained at the end: "
-            "application = LeasePoolLifespan(get_asgi_application()), from leasepool_django.asgi.",
+            f"{module} does not use {LIFESPAN}.",
+            "Without it pools start at the first request that needs them, and an ASGI server does "
+            f"not drain them at the end: application = {LIFESPAN}(get_asgi_application()), from "
+            "leasepool_django.asgi. Under WSGI servers it has no effect.",
         )
 
 
-def _mentions_lifespan(module: str) -> bool | None:
-    """Whether the module's source names ``LeasePoolLifespan``; ``None`` if it cannot be read.
+def _asgi_application() -> tuple[str | None, str]:
+    """Module and name of the ASGI application; no module if there seems to be none.
 
-    It is read and not imported: importing it would load the whole application.
+    Where ``ASGI_APPLICATION`` does not say it, the module is beside those of ``WSGI_APPLICATION``
+    or ``ROOT_URLCONF``, as ``startproject`` has it.
     """
+    path = getattr(settings, "ASGI_APPLICATION", None)
+    if isinstance(path, str):
+        module, _, name = path.rpartition(".")
+        return module, name
+    for setting, depth in (("WSGI_APPLICATION", 2), ("ROOT_URLCONF", 1)):
+        path = getattr(settings, setting, None)
+        package, *below = path.rsplit(".", depth) if isinstance(path, str) else ("",)
+        if len(below) == depth and _spec(f"{package}.asgi") is not None:
+            return f"{package}.asgi", "application"
+    return None, ""
+
+
+def _spec(module: str) -> ModuleSpec | None:
     try:
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            return None
-        tree = ast.parse(Path(spec.origin).read_bytes())
-    except Exception:  # noqa: BLE001 - whatever is wrong with it is not this check's business
+        return importlib.util.find_spec(module)
+    except Exception:  # noqa: BLE001 - the packages it is in are the user's
         return None
-    names = {
-        getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "name", None)
-        for node in ast.walk(tree)
-    }
-    return "LeasePoolLifespan" in names
 
 
-def _deployment_problems(config: AliasConfig) -> Iterator[Problem]:
-    backend = resolve(config.backend)
-    where = f"{SETTING}[{config.alias!r}]"
-    cores = usable_cores()
-    if (
-        cores == 1
-        and getattr(settings, "ASGI_APPLICATION", None)
-        and "nice" in (backend.option_names() or ())
-        and not config.options.get("nice")
-        and config.options.get("scheduling", "normal") == "normal"
-    ):
-        yield Problem(
-            ProblemId.NO_NICE_ON_ONE_CORE,
-            f"{where} has no 'nice', and server and workers share one core.",
-            "OPTIONS['nice'] = 10 lets requests go before the work in the pool.",
+def _uses_lifespan(module: str, application: str) -> bool | None:
+    """Whether the module's source uses ``LeasePoolLifespan``.
+
+    ``None`` if that cannot be said: the source cannot be read, or the application comes from
+    another module of the project. It is read and not imported: importing it would load the whole
+    application.
+    """
+    spec = _spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        tree = ast.parse(Path(spec.origin).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None  # whatever is wrong with it is not this check's business
+    source = _Source(tree, module)
+    if source.uses(LIFESPAN):
+        return True
+    return None if source.comes_from_elsewhere(application) else False
+
+
+class _Source:
+    """What a module's source says of the names in it."""
+
+    def __init__(self, tree: ast.Module, module: str) -> None:
+        self._nodes = list(ast.walk(tree))
+        self._home = _folder(module)
+        self._imported: dict[str, str] = {}  # name → the module it is from; "" for a relative one
+        self._bound: dict[str, list[ast.expr]] = {}  # name → what makes its value
+        for node in self._nodes:
+            match node:
+                case ast.Import(names=names):
+                    for alias in names:
+                        name = alias.asname or alias.name.partition(".")[0]
+                        self._imported[name] = alias.name
+                case ast.ImportFrom(module=origin, names=names, level=level):
+                    for alias in names:
+                        self._imported[alias.asname or alias.name] = "" if level else str(origin)
+                case ast.Assign(targets=targets, value=value):
+                    for target in targets:
+                        self._bind(target, value)
+                case ast.AnnAssign(target=target, value=ast.expr() as value):
+                    self._bind(target, value)
+                case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                    calls = [ast.Call(one, [], []) for one in node.decorator_list]
+                    self._bound.setdefault(node.name, []).extend(calls)
+
+    def _bind(self, target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, ast.Name):
+            self._bound.setdefault(target.id, []).append(value)
+
+    def uses(self, name: str) -> bool:
+        """Whether ``name`` is called, passed on, assigned or derived from; importing is no use."""
+        names = {name}
+        for node in self._nodes:
+            if isinstance(node, ast.ImportFrom):
+                names.update(alias.asname or name for alias in node.names if alias.name == name)
+        return any(
+            (isinstance(inner, ast.Name) and inner.id in names)
+            or (isinstance(inner, ast.Attribute) and inner.attr == name)
+            for node in self._nodes
+            for part in _working_parts(node)
+            for inner in ast.walk(part)
         )
+
+    def comes_from_elsewhere(self, name: str) -> bool:
+        """Whether the value of ``name`` is, or may be, made by another module of the project."""
+        return self._is_elsewhere(ast.Name(name), set())
+
+    def _is_elsewhere(self, value: ast.expr, seen: set[str]) -> bool:
+        match value:
+            case ast.Name(id=name):
+                if name in seen:
+                    return False
+                seen.add(name)
+                return name not in self._bound or any(
+                    self._is_elsewhere(one, seen) for one in self._bound[name]
+                )
+            case ast.Call(func=function, args=arguments):
+                origin = self._imported.get(_root(function))
+                return (origin is not None and self._is_of_the_project(origin)) or any(
+                    self._is_elsewhere(argument, seen)
+                    for argument in arguments
+                    if isinstance(argument, (ast.Name, ast.Attribute, ast.Call))
+                )
+        return True
+
+    def _is_of_the_project(self, origin: str) -> bool:
+        """Whether a module lies where this one does. Django never does, wherever it lies."""
+        top = origin.partition(".")[0]
+        return top != "django" and (not top or _folder(top) == self._home)
+
+
+def _working_parts(node: ast.AST) -> Sequence[ast.AST]:
+    match node:
+        case ast.Call():
+            return [node]
+        case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
+            return [value]
+        case ast.ClassDef(bases=parts):
+            return parts
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            return node.decorator_list
+    return []
+
+
+def _root(value: ast.expr) -> str:
+    """``a`` for ``a.b.c``; empty for what does not begin with a name."""
+    while isinstance(value, ast.Attribute):
+        value = value.value
+    return value.id if isinstance(value, ast.Name) else ""
+
+
+def _folder(module: str) -> Path | None:
+    """Where the outermost package of a module lies."""
+    spec = _spec(module.partition(".")[0])
+    if spec is None:
+        return None
+    places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else ())]
+    return Path(places[0]).parent if places else None
+
+
+def _deployment_problems(configs: Iterable[AliasConfig]) -> Iterator[Problem]:
+    configs = list(configs)
+    cores = usable_cores()
+    if cores == 1 and _asgi_application()[0] is not None:
+        for config in configs:
+            if (
+                "nice" in (resolve(config.backend).option_names() or ())
+                and not config.options.get("nice")
+                and config.options.get("scheduling", "normal") == "normal"
+            ):
+                yield Problem(
+                    ProblemId.NO_NICE_ON_ONE_CORE,
+                    f"{SETTING}[{config.alias!r}] has no 'nice', and server and workers share one "
+                    "core.",
+                    "OPTIONS['nice'] = 10 lets requests go before the work in the pool.",
+                )
+    isolated = _with_processes(configs)
+    workers = sum(map(_most_workers, isolated))
     servers = os.environ.get("WEB_CONCURRENCY", "")
-    total = _most_workers(config) * int(servers) if servers.isdecimal() else 0
-    if total > cores and int(servers) > 1 and backend.supports_isolation:
+    total = workers * int(servers) if servers.isdecimal() else 0
+    if total > cores and int(servers) > 1:
         yield Problem(
             ProblemId.TOO_MANY_SERVER_PROCESSES,
-            f"{where} allows {_most_workers(config)} worker processes for each of the {servers} "
-            f"server processes (WEB_CONCURRENCY): {total} on {cores} "
-            f"core{'' if cores == 1 else 's'}.",
+            f"{_allowing(isolated)} {workers} worker processes for each of the {servers} server "
+            f"processes (WEB_CONCURRENCY): {total} on {_cores()}.",
             "Each server process has its own pools. Lower WORKERS_PER_POOL or WEB_CONCURRENCY.",
         )

@@ -35,7 +35,7 @@ from .engine import LeasedExecutorManager
 from .engine.config import duration, log_level, positive_int, why_no_size_provider
 from .exceptions import UnsupportedBackendError
 
-__all__ = ["AliasConfig", "Problem", "ProblemId", "get_config", "validate"]
+__all__ = ["AliasConfig", "Problem", "ProblemId", "aliases", "get_config", "validate"]
 
 SETTING = "LEASEPOOL"
 DEFAULT_ALIAS = "default"
@@ -69,6 +69,8 @@ class ProblemId(StrEnum):
     RECYCLING_DEADLOCKS = "leasepool.W003"
     NO_NICE_ON_ONE_CORE = "leasepool.W004"
     TOO_MANY_SERVER_PROCESSES = "leasepool.W005"
+    FORKS_THE_SERVER = "leasepool.W006"
+    NO_DEFAULT_ALIAS = "leasepool.W007"
 
 
 @dataclass(frozen=True)
@@ -329,14 +331,29 @@ def get_config() -> dict[str, AliasConfig]:
     raise ImproperlyConfigured(text)
 
 
+def aliases() -> list[str]:
+    """Return the aliases in ``settings.LEASEPOOL``, with and without mistakes inside."""
+    value = _setting()
+    if not isinstance(value, Mapping):
+        return []
+    return [alias for alias, entry in value.items() if _is_alias(alias, entry)]
+
+
+def _setting() -> Any:
+    value = getattr(settings, SETTING, None)
+    return {DEFAULT_ALIAS: {}} if value is None or value == {} else value
+
+
+def _is_alias(alias: Any, entry: Any) -> bool:
+    return isinstance(alias, str) and bool(alias) and isinstance(entry, Mapping)
+
+
 def validate() -> tuple[dict[str, AliasConfig], list[Problem]]:
     """Judge ``settings.LEASEPOOL`` as a whole; ``None`` and ``{}`` mean the defaults.
 
     Returns the configurations of the aliases that are correct, and all problems of the others.
     """
-    value = getattr(settings, SETTING, None)
-    if value is None or value == {}:
-        value = {DEFAULT_ALIAS: {}}
+    value = _setting()
     if not isinstance(value, Mapping):
         problem = Problem(
             ProblemId.NOT_A_MAPPING,

@@ -1,22 +1,24 @@
-"""The system checks: ids, hints, and the warnings about deployments."""
+"""The system checks of ``manage.py check``: ids, messages and hints."""
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.core.checks import ERROR, CheckMessage, registry, run_checks
+from django.core.checks import ERROR, registry
 
 from leasepool_django import checks
 from leasepool_django.backends.inline import InlineBackend
 from leasepool_django.conf import ProblemId
 from leasepool_django.cores import usable_cores
+from tests.findings import found, only
 
 if TYPE_CHECKING:
     from pytest_django.fixtures import Settings
@@ -27,25 +29,6 @@ class Moody(InlineBackend):
 
     def __init__(self, *_: Any) -> None:
         raise RuntimeError("not today")
-
-
-def found(settings: Settings, value: Any, *, deploy: bool = False) -> list[CheckMessage]:
-    settings.LEASEPOOL = value
-    return [
-        message
-        for message in run_checks(include_deployment_checks=deploy)
-        if str(message.id).startswith("leasepool.")
-    ]
-
-
-def only(settings: Settings, value: Any, expected: ProblemId, *, deploy: bool = False) -> str:
-    """Return message and hint of the one finding, whose id must be ``expected``."""
-    messages = found(settings, value, deploy=deploy)
-    assert [message.id for message in messages] == [expected.value]
-    [message] = messages
-    assert message.hint
-    assert message.is_serious() is (".E" in expected.value)
-    return f"{message.msg} | {message.hint}"
 
 
 def test_ids_are_unique_and_well_formed() -> None:
@@ -184,6 +167,21 @@ def test_more_workers_than_cores(settings: Settings) -> None:
     assert f"{cores} core" in text
 
 
+def test_the_workers_of_all_aliases_count_together(settings: Settings) -> None:
+    cores = usable_cores()
+    value: dict[str, Any] = {
+        "default": {"WORKERS_PER_POOL": cores},
+        "reports": {"WORKERS_PER_POOL": 1, "MAX_POOLS": 3},
+        "mail": {"BACKEND": "thread", "WORKERS_PER_POOL": 50},
+    }
+    text = only(settings, value, ProblemId.TOO_MANY_WORKERS)
+    assert "LEASEPOOL['default'] and LEASEPOOL['reports'] together allow" in text
+    assert f"{cores + 3} worker processes (MAX_POOLS 1 x WORKERS_PER_POOL {cores} + " in text
+    assert "mail" not in text
+    del value["reports"]
+    assert found(settings, value) == []
+
+
 def test_more_threads_than_cores_are_fine(settings: Settings) -> None:
     value = {"default": {"BACKEND": "thread", "WORKERS_PER_POOL": usable_cores() + 1}}
     assert found(settings, value) == []
@@ -230,68 +228,85 @@ def test_recycling_of_the_standard_pool_is_judged_by_what_this_python_does(
         assert "max_tasks_per_child = 2" in only(settings, value, ProblemId.RECYCLING_DEADLOCKS)
 
 
-def test_the_standard_pool_without_recycling_passes(settings: Settings) -> None:
-    value = {"default": {"BACKEND": ProcessPoolExecutor, "WORKERS_PER_POOL": 1}}
-    assert found(settings, value) == []
+class Derived(ProcessPoolExecutor):
+    """The standard pool, made in the same way."""
+
+
+class Spawning(ProcessPoolExecutor):
+    """One that decides by itself how its processes start."""
+
+    def __init__(self, max_workers: int) -> None:
+        super().__init__(max_workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def standard(backend: Any, **options: Any) -> dict[str, Any]:
+    return {"default": {"BACKEND": backend, "WORKERS_PER_POOL": 1, "OPTIONS": options}}
 
 
 @pytest.fixture
-def asgi_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path / "some_asgi_module.py"
+def default_start_method(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def choose(method: str) -> None:
+        def get_start_method(*, allow_none: bool) -> str:
+            return method
 
+        monkeypatch.setattr(multiprocessing, "get_start_method", get_start_method)
 
-def test_an_asgi_application_that_is_not_wrapped(settings: Settings, asgi_module: Path) -> None:
-    asgi_module.write_text("raise RuntimeError('imported')\n")
-    settings.ASGI_APPLICATION = "some_asgi_module.application"
-    text = only(settings, {}, ProblemId.ASGI_NOT_WRAPPED, deploy=True)
-    assert "'some_asgi_module.application'" in text
-    assert found(settings, {}) == []
+    return choose
 
 
 @pytest.mark.parametrize(
-    "source",
-    [
-        "from leasepool_django.asgi import LeasePoolLifespan\napplication = LeasePoolLifespan(0)",
-        "from leasepool_django import asgi\napplication = asgi.LeasePoolLifespan(0)",
-        "this cannot be parsed",
-    ],
+    "backend",
+    ["concurrent.futures.ProcessPoolExecutor", ProcessPoolExecutor, "tests.test_checks.Derived"],
 )
-def test_an_asgi_application_that_is_wrapped_or_cannot_be_read(
-    settings: Settings, asgi_module: Path, source: str
+def test_a_standard_pool_that_would_fork_the_server(
+    settings: Settings, backend: Any, default_start_method: Callable[[str], None]
 ) -> None:
-    asgi_module.write_text(source)
-    settings.ASGI_APPLICATION = "some_asgi_module.application"
-    assert found(settings, {}, deploy=True) == []
+    default_start_method("fork")
+    text = only(settings, standard(backend), ProblemId.FORKS_THE_SERVER)
+    assert "forked from this process" in text
+    assert "'forkserver' or 'spawn'" in text
+    only(settings, standard(backend, mp_context=None), ProblemId.FORKS_THE_SERVER)
+    assert found(settings, standard(backend, mp_context="spawn")) == []
+    recycling = found(settings, standard(backend, max_tasks_per_child=5))
+    assert {message.id for message in recycling} <= {ProblemId.RECYCLING_DEADLOCKS.value}
+    default_start_method("forkserver")
+    assert found(settings, standard(backend)) == []
 
 
-def test_an_asgi_application_that_is_not_found_is_not_this_checks_business(
-    settings: Settings,
+def test_a_class_that_forks_nothing_passes(
+    settings: Settings, default_start_method: Callable[[str], None]
 ) -> None:
-    settings.ASGI_APPLICATION = "no_such_module.application"
-    assert found(settings, {}, deploy=True) == []
+    default_start_method("fork")
+    assert found(settings, standard(Spawning)) == []
+    assert found(settings, standard("thread")) == []
 
 
-def test_several_server_processes_count(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+def test_asking_for_the_start_method_does_not_settle_it() -> None:
+    """It is what the standard pool would use, which settles it when it is made."""
+    program = (
+        "import multiprocessing\n"
+        "from leasepool_django.checks import _default_start_method\n"
+        "found = _default_start_method()\n"
+        "assert multiprocessing.get_start_method(allow_none=True) is None\n"
+        "assert found == multiprocessing.get_start_method(), found\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("names", [["reports"], ["reports", "mail"]])
+def test_without_an_alias_named_default_the_shortcuts_find_no_pool(
+    settings: Settings, names: list[str]
 ) -> None:
-    cores = usable_cores()
-    value = {"default": {"WORKERS_PER_POOL": cores}}
-    monkeypatch.setenv("WEB_CONCURRENCY", "3")
-    text = only(settings, value, ProblemId.TOO_MANY_SERVER_PROCESSES, deploy=True)
-    assert f"{3 * cores} on {cores} core" in text
-    monkeypatch.setenv("WEB_CONCURRENCY", "1")
-    assert found(settings, value, deploy=True) == []
+    value = {name: {"BACKEND": "thread"} for name in names}
+    text = only(settings, value, ProblemId.NO_DEFAULT_ALIAS)
+    assert ", ".join(map(repr, names)) in text
+    assert found(settings, {**value, "default": {"BACKEND": "thread"}}) == []
 
 
-def test_one_core_for_server_and_workers_wants_nice(settings: Settings, asgi_module: Path) -> None:
-    asgi_module.write_text("from leasepool_django.asgi import LeasePoolLifespan\n")
-    settings.ASGI_APPLICATION = "some_asgi_module.application"
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        only(settings, {}, ProblemId.NO_NICE_ON_ONE_CORE, deploy=True)
-        for options in ({"nice": 5}, {"scheduling": "idle"}):
-            assert found(settings, {"default": {"OPTIONS": options}}, deploy=True) == []
-    finally:
-        os.sched_setaffinity(0, allowed)
+@pytest.mark.parametrize(
+    "value", [{"MAX_POOLS": 2}, {"default": {"MAX_POOL": 2}, "reports": {}}, 5]
+)
+def test_a_default_alias_is_not_missed_where_another_mistake_tells_more(
+    settings: Settings, value: Any
+) -> None:
+    assert ProblemId.NO_DEFAULT_ALIAS not in [message.id for message in found(settings, value)]
