@@ -40,7 +40,10 @@ __all__ = ["AliasConfig", "Problem", "ProblemId", "aliases", "get_config", "vali
 SETTING = "LEASEPOOL"
 DEFAULT_ALIAS = "default"
 WORKER_HOOKS = "leasepool_django.backends.process.django_worker"
-HOOKS = {"inline": "leasepool_django.backends.django_inline"}  # of backends with others
+HOOKS = {  # of backends with others
+    "inline": "leasepool_django.backends.django_inline",
+    "thread": "leasepool_django.backends.django_thread",
+}
 
 
 @unique
@@ -114,14 +117,14 @@ class AliasConfig:
         backend = resolve(self.backend)
         options = dict(self.options)
         if self.context and "context" in (backend.option_names() or ()):
-            options["context"] = self.context  # other backends run in the caller's context anyway
+            options["context"] = self.context
+        executor_class = getattr(backend, "executor_class", None)
+        if executor_class is not None:
+            _make_objects(options)
+            own = {name: options[name] for name in options if name not in ("context", "hooks")}
+            _judge_executor_options(executor_class, own if backend.supports_hooks else options)
         if backend.supports_hooks:
             options.setdefault("hooks", HOOKS.get(backend.name, WORKER_HOOKS))
-        else:
-            _make_objects(options)
-            executor_class = getattr(backend, "executor_class", None)
-            if executor_class is not None:
-                _judge_executor_options(executor_class, options)
         return {
             "backend": self.backend,
             "max_pools": self.max_pools,

@@ -82,6 +82,7 @@ def test_a_manager_takes_the_keyword_arguments_as_they_are(settings: Settings) -
     assert inspect.unwrap(kwargs["size_provider"]) is load
     assert LeasedExecutorManager(**kwargs).workers_per_pool == 5
     del kwargs["size_provider"]
+    assert kwargs.pop("hooks") == "leasepool_django.backends.django_thread"
     assert kwargs == {
         "backend": "thread",
         "max_pools": 3,
@@ -268,7 +269,7 @@ def test_none_is_allowed_where_there_may_be_no_limit(settings: Settings, name: s
             {"default": {"BACKEND": "thread", "OPTIONS": {"colour": 1}}},
             ProblemId.UNKNOWN_OPTION,
             "'colour'",
-            "Its options: initargs, initializer, thread_name_prefix",
+            "Its options: context, hooks, initargs, initializer, thread_name_prefix",
         ),
         (
             {"default": {"OPTIONS": {"max_pools": 2}}},

@@ -189,12 +189,16 @@ def test_a_class_whose_methods_need_no_object_is_a_carrier(settings: Settings) -
     assert get_config()["default"].context == (f"{HERE}.ClassCarrier",)
 
 
-def test_settings_hand_the_carriers_to_the_process_backend_only(settings: Settings) -> None:
-    """Threads run in a copy of the caller's context anyway."""
+def test_settings_hand_the_carriers_to_the_backends_that_carry(settings: Settings) -> None:
     settings.LEASEPOOL = {
         "default": {"CONTEXT": [REQUEST_ID]},
         "threads": {"CONTEXT": [REQUEST_ID], "BACKEND": "thread"},
+        "others": {
+            "CONTEXT": [REQUEST_ID],
+            "BACKEND": "concurrent.futures.ProcessPoolExecutor",
+        },
     }
     configs = get_config()
-    assert configs["default"].manager_kwargs()["context"] == (REQUEST_ID,)
-    assert "context" not in configs["threads"].manager_kwargs()
+    for alias in ("default", "threads"):
+        assert configs[alias].manager_kwargs()["context"] == (REQUEST_ID,)
+    assert "context" not in configs["others"].manager_kwargs()

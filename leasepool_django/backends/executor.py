@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib
 import inspect
 import os
 import threading
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..exceptions import RemoteError, WorkerCrashedError, WorkerStartError
 from .base import Backend, Host, Worker
+from .process.carriers import Carriers
+from .process.options import checked_hooks, checked_paths
 
 if TYPE_CHECKING:
     from ..engine.config import ManagerConfig
@@ -150,7 +153,6 @@ class ExecutorClassBackend(Backend):
     """The adapter; ``adapt`` makes a subclass for a given executor class."""
 
     executor_class: ClassVar[type[Executor]]
-    carries_context: ClassVar[bool] = False
 
     @classmethod
     def option_names(cls) -> frozenset[str] | None:
@@ -189,8 +191,6 @@ class ExecutorClassBackend(Backend):
                     f"{name} is a coroutine function; a worker runs plain functions. Await it on "
                     "your own event loop, or send a plain function."
                 )
-        if self.carries_context:
-            return contextvars.copy_context().run, (function, *args), kwargs
         return function, args, kwargs
 
     def open(self, host: Host) -> None:
@@ -277,12 +277,51 @@ class ExecutorClassBackend(Backend):
 class ThreadBackend(ExecutorClassBackend):
     """Threads of this process: no isolation, no parallel Python, but nothing needs pickling.
 
-    A call runs in a copy of its caller's context.
+    A call runs in a copy of its caller's context. ``context`` and ``hooks`` mean what they mean for
+    ``process``; the other options are those of ``ThreadPoolExecutor``.
     """
 
     name = "thread"
     executor_class = ThreadPoolExecutor
-    carries_context = True
+    supports_hooks = True
+
+    @classmethod
+    def option_names(cls) -> frozenset[str]:
+        """See ``Backend.option_names``."""
+        return frozenset({"context", "hooks", "initializer", "initargs", "thread_name_prefix"})
+
+    def __init__(self, config: ManagerConfig, options: Mapping[str, Any]) -> None:
+        super().__init__(config, options)
+        for name in ("context", "hooks"):
+            self._options.pop(name, None)
+        hooks, context = checked_hooks(options), checked_paths("context", options)
+        self._hooks = importlib.import_module(hooks) if hooks is not None else None
+        self._carriers = Carriers(context) if context else None
+
+    def encode(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Payload:
+        """See ``ExecutorClassBackend.encode``; the caller's context goes along."""
+        super().encode(function, args, kwargs)
+        run = contextvars.copy_context().run
+        if self._hooks is None and self._carriers is None:
+            return run, (function, *args), kwargs
+        captured = self._hooks.capture() if self._hooks is not None else None
+        values = self._carriers.capture() if self._carriers is not None else ()
+        return run, (self._run, captured, values, function, args, kwargs), {}
+
+    def _run(
+        self, captured: Any, values: Any, function: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        if self._carriers is not None:
+            self._carriers.apply(values)
+        if self._hooks is None:
+            return function(*args, **kwargs)
+        self._hooks.enter(captured)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self._hooks.leave()
 
 
 @cache

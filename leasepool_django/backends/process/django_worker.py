@@ -48,6 +48,7 @@ __all__ = [
     "prepare",
     "start_worker",
     "template",
+    "tidy_connections",
 ]
 
 logger = logging.getLogger("leasepool_django.worker")
@@ -247,7 +248,7 @@ _opened = _Opened()
 def leave() -> None:
     """Leave no database connection broken, too old or inside a transaction, and no cache open."""
     if _opened.any:
-        _opened.any = _tidy_connections()
+        _opened.any = tidy_connections()
     if _opened.elsewhere:
         # asyncio.run() in a function runs the ORM on asgiref's one thread, which stays, and
         # serves the next call as well. It does this first.
@@ -259,7 +260,7 @@ def leave() -> None:
         report_mail()
 
 
-def _tidy_connections() -> bool:
+def tidy_connections() -> bool:
     """Tidy this thread's connections; whether one is still open."""
     still_open = False
     for connection in connections.all(initialized_only=True):
@@ -285,7 +286,7 @@ def _tidy_connections() -> bool:
 
 
 def _tidy_thread() -> None:
-    if _tidy_connections():
+    if tidy_connections():
         _opened.elsewhere = True
 
 

@@ -48,7 +48,8 @@ def make_setup(config: ManagerConfig, options: Mapping[str, Any]) -> Setup:
     initializer = options.get("initializer")
     initargs = options.get("initargs", ())
     if not isinstance(initargs, (tuple, list)):
-        raise TypeError(f"initargs must be a tuple or list, not {initargs!r}.")
+        # Without the value, which may be secret.
+        raise TypeError(f"initargs must be a tuple or list, not {type(initargs).__name__}.")
     if initializer is not None and not isinstance(initializer, str):
         if not callable(initializer):
             raise TypeError(f"initializer must be callable or a dotted path, not {initializer!r}.")
@@ -74,9 +75,9 @@ def make_setup(config: ManagerConfig, options: Mapping[str, Any]) -> Setup:
     return Setup(
         name=config.name_prefix,
         spawn=_start_method(options.get("mp_context")) == "spawn",
-        hooks=_hooks(options.get("hooks")),
-        preload=_paths("preload", options),
-        context=_paths("context", options),
+        hooks=checked_hooks(options),
+        preload=checked_paths("preload", options),
+        context=checked_paths("context", options),
         initializer=initializer,
         initargs=_pickled("initargs", tuple(initargs)) if initargs else None,
         max_tasks=options.get("max_tasks_per_child"),
@@ -89,14 +90,17 @@ def make_setup(config: ManagerConfig, options: Mapping[str, Any]) -> Setup:
     )
 
 
-def _paths(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+def checked_paths(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The option ``name``, a list of dotted paths."""
     paths = options.get(name, ())
     if not isinstance(paths, (list, tuple)) or not all(isinstance(path, str) for path in paths):
         raise TypeError(f"{name} must be a list of dotted paths, not {paths!r}.")
     return tuple(paths)
 
 
-def _hooks(name: Any) -> str | None:
+def checked_hooks(options: Mapping[str, Any]) -> str | None:
+    """The option ``hooks``, the dotted path of a module with the functions ``HOOKS``."""
+    name = options.get("hooks")
     if name is None:
         return None
     if not isinstance(name, str):
