@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from leasepool_django import CallTimeoutError, RemoteError, WorkerCrashedError
+from leasepool_django import (
+    CallTimeoutError,
+    LeaseExpiredError,
+    LeasePoolNotStartedError,
+    RemoteError,
+    WorkerCrashedError,
+)
 from leasepool_django.engine import LeasedExecutorManager
 from tests import process_jobs as jobs
 from tests.process_pools import CALLERS, Caller, assert_full_capacity, running
@@ -87,6 +94,28 @@ def test_a_stopped_worker_is_still_killed_by_the_time_out(tmp_path: Path) -> Non
         with pytest.raises(CallTimeoutError, match="stop_own_process ran longer than"):
             manager.options(call_timeout=1).run_sync(jobs.stop_own_process, path)
         assert_full_capacity(manager, tmp_path)
+
+
+def test_a_stopped_worker_is_still_killed_when_its_lease_expires(tmp_path: Path) -> None:
+    with running(lease_grace_seconds=0) as manager:
+        with (
+            manager.lease_sync(lease_seconds=1) as lease,
+            pytest.raises(LeaseExpiredError, match="was revoked"),
+        ):
+            lease.run_sync(jobs.stop_own_process, tmp_path / "stopped")
+        assert_full_capacity(manager, tmp_path)
+
+
+def test_a_stopped_worker_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+    path = tmp_path / "stopped"
+    with running() as manager, ThreadPoolExecutor(1) as threads:
+        call = threads.submit(manager.run_sync, jobs.stop_own_process, path)
+        wait_until(path.exists)
+        (worker,) = [identify(pid) for pid in worker_pids()]
+        manager.stop_sync(grace=0.2)
+        with pytest.raises(LeasePoolNotStartedError, match="its worker was killed"):
+            call.result(20)
+        wait_gone([worker], timeout=1)
 
 
 def test_too_little_memory_is_the_calls_error_and_the_worker_lives_on(tmp_path: Path) -> None:
@@ -223,7 +252,7 @@ def test_a_process_that_keeps_the_workers_socket_hides_no_crash(
 
 
 def test_there_are_never_more_workers_than_configured(tmp_path: Path) -> None:
-    """Sampled while workers are killed, time out and are recycled after each call."""
+    """Sampled while workers are killed, time out, are recycled, and have their leases revoked."""
 
     async def harm(manager: LeasedExecutorManager) -> int:
         most = 0
@@ -236,13 +265,17 @@ def test_there_are_never_more_workers_than_configured(tmp_path: Path) -> None:
                 await asyncio.sleep(0)
 
         async def call(number: int) -> None:
-            if number % 3 == 0:
+            if number % 4 == 0:
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(0.05):
                         await manager.run(jobs.spin)
-            elif number % 3 == 1:
+            elif number % 4 == 1:
                 with pytest.raises(WorkerCrashedError):
                     await manager.run(jobs.exit_at_once)
+            elif number % 4 == 2:
+                with pytest.raises(LeaseExpiredError):
+                    async with manager.lease(lease_seconds=0.05) as lease:
+                        await asyncio.gather(lease.run(jobs.spin), lease.run(jobs.spin))
             else:
                 assert await manager.run(jobs.echo, number) == number
 
@@ -252,8 +285,9 @@ def test_there_are_never_more_workers_than_configured(tmp_path: Path) -> None:
         await sampler
         return most
 
-    with running(2, max_tasks_per_child=1) as manager:
+    with running(2, max_tasks_per_child=1, lease_grace_seconds=0) as manager:
         assert asyncio.run(harm(manager)) <= 2
+        assert manager.stats().leases_expired > 5
         assert_full_capacity(manager, tmp_path)
 
 
