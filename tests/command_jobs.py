@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ STARTED = "started-"
 RUNNING = "running-"
 
 NOT_A_FUNCTION = 3
+NEITHER_A_FUNCTION: OrderedDict[str, int] = OrderedDict()
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def json_lines(text: str) -> list[dict[str, Any]]:
 
 class TestResults:
     def test_each_argument_is_one_call_and_results_come_in_order(self, meeting: Path) -> None:
-        done = run(f"{JOBS}.double", "20", '"text"', "plain text", "[1, 2]", "NaN")
+        done = run(f"{JOBS}.double", "20", '"text"', "plain text", "[1, 2]", "NaN", "1e999 or so")
         assert done.returncode == 0, done.stderr
         *results, summary = done.stdout.splitlines()
         assert [line.partition("  (")[0] for line in results] == [
@@ -102,10 +102,11 @@ class TestResults:
             "double('plain text') = 'plain textplain text'",
             "double([1, 2]) = [1, 2, 1, 2]",
             "double('NaN') = 'NaNNaN'",
+            "double('1e999 or so') = '1e999 or so1e999 or so'",
         ]
         workers = {line.partition("(worker ")[2].partition(",")[0] for line in results}
         assert {int(worker) for worker in workers} <= pids(meeting, STARTED)
-        assert summary.startswith("5 calls on 2 workers of pool 'default': ")
+        assert summary.startswith("6 calls on 2 workers of pool 'default': ")
         assert done.stderr == ""
 
     def test_the_function_is_called_once_when_no_argument_is_given(self) -> None:
@@ -298,12 +299,27 @@ class TestMistakes:
             ((f"{JOBS}..double",), "is not a dotted path"),
             (("broken_module.anything",), "raised ZeroDivisionError: "),
             ((f"{JOBS}.NOT_A_FUNCTION",), "is an int, not a function."),
+            ((f"{JOBS}.NEITHER_A_FUNCTION",), "is an OrderedDict, not a function."),
             ((f"{JOBS}.coroutine_function",), "is a coroutine function; "),
             ((f"{JOBS}.numbers", "3"), "is a generator function, whose result cannot leave"),
             ((f"{JOBS}.double", "--args", "[1"), "--args '[1' is not JSON: "),
             ((f"{JOBS}.double", "--args", '{"a": 1}'), "--args takes a list such as "),
             ((f"{JOBS}.double", "--kwargs", "oops"), "--kwargs 'oops' is not JSON: "),
             ((f"{JOBS}.double", "--kwargs", "[1]"), "--kwargs takes an object such as "),
+            ((f"{JOBS}.double", "--kwargs", "{}", "--kwargs", "{}"), "may be given only once"),
+            ((f"{JOBS}.double",), "without an ARG or --args: missing a required argument: 'value'"),
+            ((f"{JOBS}.nothing", "--kwargs", '{"a": 1}'), "unexpected keyword argument 'a'"),
+            ((f"{JOBS}.double", "[" * 100_000), f"ARG '{'[' * 99}… (99,902 more characters) is n"),
+            ((f"{JOBS}.double", "--args", "[" * 100_000), "characters) is nested too deeply."),
+            ((f"{JOBS}.double", "--kwargs", '{"a":' * 20_000), "is nested too deeply."),
+            ((f"{JOBS}.double", "1", "[1e999]"), "ARG '[1e999]' cannot be passed on: 1e999 is not"),
+            ((f"{JOBS}.double", "[NaN]"), "ARG '[NaN]' cannot be passed on: NaN is not a finite"),
+            ((f"{JOBS}.double", "--args", "[-Infinity]"), "-Infinity is not a finite number."),
+            (
+                (f"{JOBS}.describe", "--kwargs", '{"a": -1e999}'),
+                "--kwargs '{\"a\": -1e999}' cannot",
+            ),
+            ((f"{JOBS}.double", "9" * 5_000), "cannot be passed on: Exceeds the limit (4300 digi"),
             ((f"{JOBS}.double", "1", "--pool", "defualt"), "no pool alias 'defualt'"),
             ((f"{JOBS}.double", "1", "--workers", "3"), "more than the 2 workers of a pool"),
             ((f"{JOBS}.double", "1", "--workers", "0"), "'0' is not a whole number above 0"),

@@ -12,18 +12,32 @@ import difflib
 import importlib
 import inspect
 import json
+import math
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from ..backends.process.texts import bounded
 from ..worker import in_worker
 
-__all__ = ["Call", "Failure", "Outcome", "find_function", "parse_calls", "run_call"]
+__all__ = [
+    "Call",
+    "Failure",
+    "Outcome",
+    "check_bare_call",
+    "find_function",
+    "parse_calls",
+    "run_call",
+]
+
+_MAX_QUOTED_CHARS = 100
+# Python's JSON takes them for numbers, which JSON itself does not have.
+_NO_NUMBERS = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
 @dataclass(frozen=True)
@@ -84,24 +98,65 @@ def parse_calls(
 
 
 def _value(text: str) -> Any:
+    if text in _NO_NUMBERS:
+        return text
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except ValueError:
+        return _json("ARG", text)
+    except json.JSONDecodeError:
         return text
 
 
 def _json_of_type(kind: type, option: str, text: str, wanted: str) -> Any:
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError as error:
-        raise ValueError(f"{option} {text!r} is not JSON: {error}.") from error
+        value = _json(option, text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} {_quoted(text)} is not JSON: {error}.") from error
     if not isinstance(value, kind):
-        raise ValueError(f"{option} takes {wanted}, not {text!r}.")
+        raise ValueError(f"{option} takes {wanted}, not {_quoted(text)}.")
     return value
 
 
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not a JSON value")
+def _json(origin: str, text: str) -> Any:
+    """Read JSON; ``JSONDecodeError`` where it is none.
+
+    ``ValueError`` with a sentence for the user where it is, but holds what cannot be passed on.
+    """
+    numbers = _Numbers()
+    try:
+        value = json.loads(
+            text, parse_int=numbers.integer, parse_float=numbers.real, parse_constant=numbers.real
+        )
+    except RecursionError as error:
+        raise ValueError(f"{origin} {_quoted(text)} is nested too deeply.") from error
+    if numbers.trouble is not None:
+        raise ValueError(f"{origin} {_quoted(text)} cannot be passed on: {numbers.trouble}.")
+    return value
+
+
+class _Numbers:
+    """Makes the numbers of one JSON text. ``trouble``: what is wrong with one of them.
+
+    Told afterwards: ``Infinity and beyond`` is no JSON, so its first word is not wrong.
+    """
+
+    trouble: str | None = None
+
+    def integer(self, text: str) -> int:
+        try:
+            return int(text)
+        except ValueError as error:  # more digits than Python converts
+            self.trouble = str(error)
+            return 0
+
+    def real(self, text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            self.trouble = f"{bounded(text, _MAX_QUOTED_CHARS)} is not a finite number"
+        return number
+
+
+def _quoted(text: str) -> str:
+    return bounded(repr(text), _MAX_QUOTED_CHARS)
 
 
 def find_function(path: str) -> Callable[..., Any]:
@@ -125,6 +180,22 @@ def find_function(path: str) -> Callable[..., Any]:
             "return a list."
         )
     return fn
+
+
+def check_bare_call(fn: Callable[..., Any], path: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` with a sentence for the user if ``fn`` needs more than ``kwargs``.
+
+    A function that does not say what it takes passes.
+    """
+    try:
+        # A decorator may supply what the function that it wraps asks for.
+        signature = inspect.signature(fn, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"{path!r} cannot be called without an ARG or --args: {error}.") from error
 
 
 def _import_path(path: str) -> Any:
@@ -167,7 +238,8 @@ def _import_module(module: str, path: str) -> ModuleType | None:
 
 
 def _a(noun: str) -> str:
-    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+    # Without the u, which most often sounds as in User and URL.
+    return f"{'an' if noun[:1].lower() in 'aeio' else 'a'} {noun}"
 
 
 def run_call(path: str, call: Call, *, prints_to_stderr: bool) -> Outcome:

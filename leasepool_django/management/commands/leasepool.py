@@ -7,7 +7,6 @@ mistake on the command line (found before any worker starts), 130 and 143 after 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import math
@@ -42,32 +41,19 @@ from ..calls import (
     Call,
     Failure,
     Outcome,
+    check_bare_call,
     find_function,
     parse_calls,
     run_call,
     type_name,
 )
+from ..parsing import Once, SubcommandParser, add_common_options, to_count, to_seconds
 from ..report import Report
 
 _USAGE_MISTAKE = 2
 _INTERRUPTED = 130
 _TERMINATED = 143
 _OUTPUT_CLOSED = 141
-
-
-class _SubcommandParser(CommandParser):
-    """Lets options stand between the positional arguments: ``run f --workers 2 10 20``."""
-
-    _splitting = False
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self._splitting:
-            return super().parse_known_args(args, namespace)
-        self._splitting = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._splitting = False
 
 
 class Command(BaseCommand):
@@ -85,7 +71,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """Describe the subcommands."""
         subcommands = parser.add_subparsers(
-            dest="subcommand", metavar="SUBCOMMAND", required=True, parser_class=_SubcommandParser
+            dest="subcommand", metavar="SUBCOMMAND", required=True, parser_class=SubcommandParser
         )
         run = subcommands.add_parser(
             "run",
@@ -93,14 +79,16 @@ class Command(BaseCommand):
             description="Call a function in leased workers: once for each ARG, all within one "
             "lease, at most one call per worker at a time. Results are printed in order.",
         )
-        _add_common_options(run)
+        add_common_options(run)
         run.set_defaults(handle_subcommand=self.handle_run)
         run.add_argument("function", metavar="DOTTED.PATH", help="such as shop.scoring.score")
         run.add_argument(
             "arguments",
             metavar="ARG",
             nargs="*",
-            help="one call with this argument: JSON where it parses as JSON, else the text itself",
+            help="one call with this argument: JSON where it parses as JSON, else the text itself; "
+            "one that begins with '-' and is no number goes after '--', or into --args; without "
+            "any there is one call without arguments",
         )
         run.add_argument(
             "--args",
@@ -112,6 +100,7 @@ class Command(BaseCommand):
         )
         run.add_argument(
             "--kwargs",
+            action=Once,
             metavar="'{...}'",
             help="keyword arguments for every call, a JSON object",
         )
@@ -120,19 +109,19 @@ class Command(BaseCommand):
         )
         run.add_argument(
             "--workers",
-            type=_count,
+            type=to_count,
             metavar="N",
             help="how many workers to lease (default: a whole pool)",
         )
         run.add_argument(
             "--timeout",
-            type=_seconds,
+            type=to_seconds,
             metavar="SECONDS",
             help="stop a call that runs longer (default: the pool's CALL_TIMEOUT)",
         )
         run.add_argument(
             "--acquire-timeout",
-            type=_seconds,
+            type=to_seconds,
             metavar="SECONDS",
             help="how long to wait for a lease (default: the pool's ACQUIRE_TIMEOUT)",
         )
@@ -157,8 +146,10 @@ class Command(BaseCommand):
         """``leasepool run``: refuse what could never run, make the calls, report."""
         path: str = options["function"]
         try:
-            find_function(path)
+            fn = find_function(path)
             calls = parse_calls(options["arguments"], options["lists"], options["kwargs"])
+            if not (options["arguments"] or options["lists"]):
+                check_bare_call(fn, path, calls[0].kwargs)
             manager = _manager(options["pool"], options["workers"])
         except (ValueError, UnknownAliasError, ImproperlyConfigured) as mistake:
             raise CommandError(str(mistake), returncode=_USAGE_MISTAKE) from mistake
@@ -298,19 +289,6 @@ class Command(BaseCommand):
         sys.exit(status)
 
 
-def _add_common_options(parser: CommandParser) -> None:
-    """Take the options of all Django commands after the subcommand too, where people put them."""
-    for name in ("--settings", "--pythonpath"):
-        parser.add_argument(name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    for name in ("--traceback", "--no-color", "--force-color", "--skip-checks"):
-        parser.add_argument(
-            name, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
-    parser.add_argument(
-        "-v", "--verbosity", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
-
-
 def _manager(alias: str, workers: int | None) -> LeasedExecutorManager:
     """The manager of ``alias``, not started; ``ValueError`` when it cannot give the workers."""
     manager = pools[alias]
@@ -343,23 +321,3 @@ def _failure(error: Exception) -> Failure:
         case LeasePoolError():
             return Failure(kind, str(error), "")
     return Failure(type_name(error), str(error), "".join(traceback.format_exception(error)))
-
-
-def _count(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds
