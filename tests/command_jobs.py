@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from leasepool_django.worker import in_worker
 
@@ -38,6 +38,14 @@ def meeting() -> Path:
 def note_start() -> None:
     """The pool's initializer: leaves a file for each worker that was started."""
     (meeting() / f"{STARTED}{os.getpid()}").touch()
+
+
+def start_one_after_the_other() -> None:
+    """An initializer: the first worker is ready at once, each further one a second later."""
+    try:
+        (meeting() / "first").touch(exist_ok=False)
+    except FileExistsError:
+        time.sleep(1)
 
 
 def refuse_to_start() -> None:
@@ -153,3 +161,74 @@ def with_a_lock(value: int) -> dict[str, object]:
 def numbers(limit: int) -> Iterator[int]:
     """Be a generator function, whose result cannot leave the worker either."""
     yield from range(limit)
+
+
+class Unshowable:
+    """Has no representation."""
+
+    def __repr__(self) -> str:
+        raise LookupError("nothing to show")
+
+
+def unshowable() -> Unshowable:
+    return Unshowable()
+
+
+class MuteError(Exception):
+    """Cannot say what it is about."""
+
+    def __str__(self) -> str:
+        raise LookupError("nothing to say")
+
+
+def fail_mutely() -> NoReturn:
+    raise MuteError
+
+
+def leave(status: int) -> NoReturn:
+    sys.exit(status)
+
+
+def interrupt_itself() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def leave_outside_workers() -> None:
+    """Ends by ``SystemExit``, with the status of success, where it runs in no worker."""
+    if not in_worker():
+        sys.exit(0)
+
+
+def wait_outside_workers(name: str) -> None:
+    """Returns at once in a worker; says elsewhere that it runs, and waits for the file."""
+    if not in_worker():
+        (meeting() / f"{RUNNING}{os.getpid()}").touch()
+        wait_for_file(name)
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def filled(size: int) -> bytearray:
+    return bytearray(b"x") * size
+
+
+def view(size: int) -> memoryview:
+    return memoryview(filled(size))
+
+
+class WorkersOnly:
+    """Can be pickled, and made again in workers only."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_in_worker, ()
+
+
+def make_in_worker() -> WorkersOnly:
+    if not in_worker():
+        raise LookupError("there is none here")
+    return WorkersOnly()

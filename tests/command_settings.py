@@ -20,6 +20,10 @@ LEASEPOOL = {
         "WORKERS_PER_POOL": 1,
         "OPTIONS": {"mp_context": multiprocessing.get_context("spawn")},
     },
+    "uneven": {
+        "WORKERS_PER_POOL": 2,
+        "OPTIONS": {"initializer": "tests.command_jobs.start_one_after_the_other"},
+    },
     "broken": {
         "WORKERS_PER_POOL": 1,
         "OPTIONS": {"initializer": "tests.command_jobs.refuse_to_start"},

@@ -14,15 +14,17 @@ import inspect
 import json
 import math
 import os
+import pickle
 import sys
+import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, SupportsIndex
 
-from ..backends.process.texts import bounded
+from ..backends.process.shared import dump
+from ..backends.process.texts import bounded, text_of, traceback_text, type_name
 from ..worker import in_worker
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "find_function",
     "parse_calls",
     "run_call",
+    "shown",
 ]
 
 _MAX_QUOTED_CHARS = 100
@@ -49,8 +52,8 @@ class Call:
 
     def text(self, name: str) -> str:
         """The call as Python would write it: ``count_primes(20000)``."""
-        parts = [repr(value) for value in self.args]
-        parts += [f"{key}={value!r}" for key, value in self.kwargs.items()]
+        parts = [shown(value) for value in self.args]
+        parts += [f"{key}={shown(value)}" for key, value in self.kwargs.items()]
         return f"{name}({', '.join(parts)})"
 
 
@@ -68,13 +71,67 @@ class Outcome:
     """How a call ended: the process that ran it, seconds it took there, and what came of it.
 
     ``pid`` and ``seconds`` are ``None`` where the worker could not tell, because it was stopped or
-    died. ``result`` means nothing when there is a ``failure``.
+    died. ``result`` means nothing when there is a ``failure``. ``function`` is its dotted path.
+
+    Any outcome can be pickled: one whose result cannot be arrives as a failure.
     """
 
+    function: str
     pid: int | None
     seconds: float | None
     result: Any = None
     failure: Failure | None = None
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        """Pickle the result by itself, here where it is known which process could not."""
+        parts: _Parts = (b"", [])
+        failure = self.failure
+        if failure is None:
+            try:
+                parts = _pickled(self.result, int(protocol))
+            except BaseException as error:
+                if _is_ctrl_c(error):
+                    raise
+                failure = _cannot_leave(error, self.result, self.function)
+        return _received, (self.function, self.pid, self.seconds, parts, failure)
+
+
+_Parts = tuple[bytes, list[pickle.PickleBuffer]]
+
+
+def _pickled(value: Any, protocol: int) -> _Parts:
+    if protocol < 5:  # multiprocessing's, up to Python 3.13
+        return pickle.dumps(value, protocol), []
+    payload = dump(value, pieces=True)
+    return b"".join(payload.stream), [pickle.PickleBuffer(buffer) for buffer in payload.buffers]
+
+
+def _received(
+    function: str, pid: int, seconds: float, parts: Any, failure: Failure | None
+) -> Outcome:
+    stream, buffers = parts
+    result = pickle.loads(stream, buffers=buffers) if failure is None else None
+    return Outcome(function, pid, seconds, result, failure)
+
+
+def _cannot_leave(error: BaseException, result: Any, function: str) -> Failure:
+    from ..backends.process.pickling import explain_result
+
+    told = explain_result(error, result, function)
+    text = str(told)
+    if told.path is not None and not isinstance(told.__cause__, RecursionError):
+        text = f"the result cannot leave the worker: {told.path} is of type {told.type_name}"
+    return Failure(type(told).__name__, text, "")
+
+
+def shown(value: object) -> str:
+    """Give ``repr(value)``, or why there is none: ``<int: cannot be shown: ValueError: …>``."""
+    try:
+        return repr(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - foreign code may raise anything
+        return f"<{type_name(value)}: cannot be shown: {type_name(error)}: {text_of(error)}>"
 
 
 def parse_calls(
@@ -245,32 +302,36 @@ def _a(noun: str) -> str:
 def run_call(path: str, call: Call, *, prints_to_stderr: bool) -> Outcome:
     """Run one call in this process, normally a worker.
 
-    An ``Exception`` of the function is part of the outcome, with the traceback that starts in the
-    function. With ``prints_to_stderr`` what the function prints in a worker goes to standard error.
+    Whatever the function raises, Ctrl-C in the main thread apart, is part of the outcome, with the
+    traceback that starts in the function. With ``prints_to_stderr`` what the function prints in a
+    worker goes to standard error.
     """
-    fn = find_function(path)
     # A worker runs one call at a time. Elsewhere the stream belongs to other threads as well.
     redirect = prints_to_stderr and in_worker()
+    result, failure = None, None
     start = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr) if redirect else contextlib.nullcontext():
         try:
-            result, failure = fn(*call.args, **call.kwargs), None
-        except Exception as error:  # noqa: BLE001 - the function may raise anything
-            result, failure = None, _failure(error)
-    return Outcome(os.getpid(), time.perf_counter() - start, result, failure)
+            fn = find_function(path)
+            start = time.perf_counter()
+            result = fn(*call.args, **call.kwargs)
+        except BaseException as error:
+            if _is_ctrl_c(error):
+                raise
+            failure = _failure(error)
+    return Outcome(path, os.getpid(), time.perf_counter() - start, result, failure)
 
 
-def _failure(error: Exception) -> Failure:
+def _failure(error: BaseException) -> Failure:
     inside = error.__traceback__.tb_next if error.__traceback__ else None
-    lines = traceback.format_exception(type(error), error, inside)
-    return Failure(type_name(error), str(error), "".join(lines))
+    return Failure(type_name(error), text_of(error), traceback_text(error, inside))
 
 
-def type_name(error: BaseException) -> str:
-    """The name by which a reader knows an exception class: ``ValueError``, ``shop.OutOfStock``."""
-    kind = type(error)
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Whether the user wants this process to end; Python tells the main thread, without words."""
     return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else (f"{kind.__module__}.{kind.__qualname__}")
+        isinstance(error, KeyboardInterrupt)
+        and not error.args
+        and not in_worker()  # where the signal raises nothing
+        and threading.current_thread() is threading.main_thread()
     )

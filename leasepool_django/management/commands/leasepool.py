@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,26 +26,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from ...backends.base import Backend, resolve
+from ...backends.process.texts import type_name
 from ...engine import ExecutorLease, LeasedExecutorManager
-from ...exceptions import (
-    CallTimeoutError,
-    LeasePoolError,
-    NotPicklableError,
-    RemoteError,
-    WorkerCrashedError,
-    WorkerStartError,
-)
+from ...exceptions import LeasePoolError, WorkerStartError
 from ...handler import UnknownAliasError, pools
-from ..calls import (
-    Call,
-    Failure,
-    Outcome,
-    check_bare_call,
-    find_function,
-    parse_calls,
-    run_call,
-    type_name,
-)
+from ..calls import Call, Outcome, check_bare_call, find_function, parse_calls, run_call
+from ..failures import failure_of
 from ..parsing import Once, SubcommandParser, add_common_options, to_count, to_seconds
 from ..report import Report
 
@@ -161,9 +146,10 @@ class Command(BaseCommand):
             as_json=options["as_json"],
             progress=self.stderr.isatty() and not options["no_progress"],
         )
-        leave = partial(self._leave, resolve(manager.backend))
+        backend = resolve(manager.backend)
+        leave = partial(self._leave, backend)
         with self._stopped_by_signals(report, leave), self._stopped_by_closed_output(leave):
-            seconds = asyncio.run(self._run_leased(manager, path, calls, options, report))
+            seconds = asyncio.run(self._run_leased(manager, backend, path, calls, options, report))
             if options["compare_serial"]:
                 start = time.perf_counter()
                 for call in calls:
@@ -175,6 +161,7 @@ class Command(BaseCommand):
     async def _run_leased(
         self,
         manager: LeasedExecutorManager,
+        backend: type[Backend],
         path: str,
         calls: Sequence[Call],
         options: dict[str, Any],
@@ -195,7 +182,9 @@ class Command(BaseCommand):
                 start = time.perf_counter()
                 async with asyncio.TaskGroup() as tasks:
                     for index, call in enumerate(calls):
-                        tasks.create_task(self._run_one(lease, path, index, call, options, report))
+                        tasks.create_task(
+                            self._run_one(lease, backend, path, index, call, options, report)
+                        )
                 seconds = time.perf_counter() - start
         except LeasePoolError as error:
             report.close()
@@ -217,6 +206,7 @@ class Command(BaseCommand):
     async def _run_one(
         self,
         lease: ExecutorLease,
+        backend: type[Backend],
         path: str,
         index: int,
         call: Call,
@@ -229,7 +219,8 @@ class Command(BaseCommand):
         try:
             outcome = await within.run(run_call, path, call, prints_to_stderr=as_json)
         except Exception as error:  # noqa: BLE001 - one call's error must not hide the others
-            outcome = Outcome(getattr(error, "pid", None), None, failure=_failure(error))
+            pid: int | None = getattr(error, "pid", None)
+            outcome = Outcome(path, pid, None, failure=failure_of(error, path, call, backend))
         report.add(index, outcome)
 
     @contextlib.contextmanager
@@ -298,26 +289,3 @@ def _manager(alias: str, workers: int | None) -> LeasedExecutorManager:
             f"of {alias!r}; a lease is part of one pool."
         )
     return manager
-
-
-def _failure(error: Exception) -> Failure:
-    """What to say of an error that is not the function's own ``Exception``.
-
-    Texts that would name ``run_call`` instead of the user's function are put together here.
-    """
-    kind = type(error).__name__
-    match error:
-        case RemoteError(type_name=str(name)):
-            return Failure(name, error.text or "", error.traceback_text or "")
-        case WorkerCrashedError():
-            end = error.signal_name or f"exit code {error.exitcode}"
-            return Failure(kind, f"the worker died during this call ({end})", "")
-        case CallTimeoutError():
-            return Failure(kind, f"stopped after {error.timeout:g} s", "")
-        case NotPicklableError(path=str(path)):
-            where = path.removeprefix("result.")
-            text = f"the result cannot leave the worker: {where} is of type {error.type_name}"
-            return Failure(kind, text, "")
-        case LeasePoolError():
-            return Failure(kind, str(error), "")
-    return Failure(type_name(error), str(error), "".join(traceback.format_exception(error)))
