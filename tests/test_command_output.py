@@ -2,17 +2,84 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import signal
+import subprocess
+from pathlib import Path
 
 import pytest
+from django.core.management.base import OutputWrapper
 
+from leasepool_django.management.calls import Call, Outcome
+from leasepool_django.management.report import Report
+from tests.command_jobs import RUNNING, STARTED, nested
 from tests.test_command import (
     JOBS,
+    command,
+    exists,
     interruptible,  # noqa: F401 - a fixture for every test of this module too
     json_lines,
     meeting,  # noqa: F401 - as above
+    pids,
     run,
+    running,
 )
+from tests.waiting import wait_until
+
+
+class TestWhatCannotBeShown:
+    def test_a_result_without_a_repr_hides_no_other_result(self) -> None:
+        done = run("math.factorial", "3", "2000", "4")
+        assert done.returncode == 0, done.stderr
+        first, second, third, _ = done.stdout.splitlines()
+        assert first.startswith("factorial(3) = 6  (worker ")
+        assert second.startswith("factorial(2000) = <int: cannot be shown: ValueError: Exceeds ")
+        assert third.startswith("factorial(4) = 24  (worker ")
+        assert done.stderr == ""
+
+    def test_nor_does_it_end_the_json_lines(self) -> None:
+        done = run("math.factorial", "2000", "4", "--json")
+        first, second = json_lines(done.stdout)
+        assert first["result_repr"].startswith("<int: cannot be shown: ValueError: Exceeds ")
+        assert second["result"] == 24
+
+    @pytest.mark.parametrize("option", [[], ["--json"]])
+    def test_a_repr_that_raises_is_told(self, option: list[str]) -> None:
+        done = run(f"{JOBS}.unshowable", *option)
+        assert done.returncode == 0, done.stderr
+        shown = "<tests.command_jobs.Unshowable: cannot be shown: LookupError: nothing to show>"
+        assert shown in done.stdout
+
+    def test_arguments_nested_too_deeply_for_json_are_shown_as_python_shows_them(self) -> None:
+        out = io.StringIO()
+        deep = Call((nested(100_000),), {})
+        stdout, stderr = OutputWrapper(out), OutputWrapper(io.StringIO())
+        report = Report("double", [deep], stdout, stderr, as_json=True, progress=False)
+        report.add(0, Outcome("double", 1, 0.5, 2))
+        line = json.loads(out.getvalue())
+        assert line["args_repr"].startswith("<tuple: cannot be shown: RecursionError: ")
+        assert "args" not in line
+        assert line["kwargs"] == {}
+        assert line["result"] == 2
+
+    def test_characters_that_the_output_lacks_are_escaped(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+        done = run(f"{JOBS}.double", '"\u00e9\u20ac"')
+        assert done.returncode == 0, done.stderr
+        assert r"double('\xe9\u20ac') = '\xe9\u20ac\xe9\u20ac'" in done.stdout
+
+    def test_an_exception_without_a_text_is_an_ordinary_failure(self) -> None:
+        done = run(f"{JOBS}.fail_mutely")
+        assert done.returncode == 1
+        assert "fail_mutely() failed: tests.command_jobs.MuteError: <its str() raised" in (
+            done.stdout
+        )
+        assert re.search(r"fail_mutely\(\) failed in worker \d+:\nTraceback", done.stderr)
+        assert "leasepool_django" not in done.stderr
 
 
 class TestWhatCannotTravel:
@@ -72,3 +139,81 @@ class TestWhatCannotTravel:
     def test_views_travel(self) -> None:
         done = run(f"{JOBS}.view", "100000")
         assert "view(100000) = <memory at " in done.stdout
+
+
+class TestComparison:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("fail_on_odd", "1", "2"),
+            ("leave", "0"),
+            ("die_on_odd", "3"),
+            ("hang_on_odd", "1", "2", "--timeout", "0.5"),
+        ],
+    )
+    def test_calls_that_failed_are_not_made_again(self, arguments: tuple[str, ...]) -> None:
+        function, *rest = arguments
+        done = run(f"{JOBS}.{function}", *rest, "--compare-serial")
+        assert done.returncode == 1
+        assert "Not compared with doing it serially: calls failed.\n" in done.stderr
+        assert "one after the other" not in done.stdout
+
+    def test_a_call_that_fails_here_only_is_a_failure(self) -> None:
+        done = run(f"{JOBS}.leave_outside_workers", "--compare-serial")
+        assert done.returncode == 1
+        assert done.stderr == (
+            "Not compared with doing it serially: in this process leave_outside_workers() failed: "
+            "SystemExit: 0.\nCommandError: The serial calls failed.\n"
+        )
+
+    @pytest.mark.parametrize("pool", ["default", "threads"])
+    def test_what_the_function_prints_here_stays_out_of_the_json(self, pool: str) -> None:
+        done = run(f"{JOBS}.say", "hello", "--json", "--compare-serial", "--pool", pool)
+        assert len(json_lines(done.stdout)) == 2
+        assert done.stderr.count("hello") == 2
+
+    def test_a_reader_that_leaves_before_the_last_line_is_no_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+        with running(f"{JOBS}.wait_outside_workers", "read", "--compare-serial") as process:
+            wait_until(lambda: process.pid in pids(tmp_path, RUNNING))
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("wait_outside_workers('read') = None")
+            assert process.stdout.readline().startswith("1 call on 2 workers")
+            process.stdout.close()
+            (tmp_path / "read").touch()
+            assert process.stderr is not None
+            assert process.stderr.read() == ""
+            assert process.wait(timeout=30) == 141
+
+
+class TestOutput:
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+    @pytest.mark.parametrize("pool", ["default", "threads"])
+    def test_a_full_disk_is_one_sentence(self, pool: str, tmp_path: Path) -> None:
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                command("run", f"{JOBS}.hang_on_odd", "2", "1", "--pool", pool),
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 1
+        assert done.stderr == (
+            "CommandError: The results cannot be written: No space left on device.\n"
+        )
+        assert not [pid for pid in pids(tmp_path, STARTED) if exists(pid)]
+
+    def test_ctrl_c_keeps_its_status_when_nobody_reads_what_it_says(self, tmp_path: Path) -> None:
+        with running(
+            f"{JOBS}.wait_for_file", "first", "second", stderr=subprocess.STDOUT
+        ) as process:
+            (tmp_path / "first").touch()
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("wait_for_file('first') = 'first'")
+            process.stdout.close()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 130

@@ -1,11 +1,13 @@
 """What the ``leasepool`` command prints: results in order, failures, progress, times.
 
 Results go to standard output in the order of the calls, each as soon as it and all before it are
-known. Worker tracebacks and the progress bar go to standard error.
+known. Worker tracebacks and the progress bar go to standard error. Each line is flushed, so that
+whether it could be written is known at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -14,18 +16,24 @@ from typing import Any
 from django.core.management.base import OutputWrapper
 from django.core.serializers.json import DjangoJSONEncoder
 
-from .calls import Call, Outcome
+from .calls import Call, Outcome, shown
 
-__all__ = ["Report"]
+__all__ = ["OutputError", "Report"]
 
 _BAR_WIDTH = 30
 _CLEAR_LINE = "\r\x1b[K"
 
 
+class OutputError(Exception):
+    """A line could not be written, because of the ``OSError`` that ``Report.broken`` is."""
+
+
 class Report:
     """Collects the outcomes of ``calls`` and prints them in order, as text or as JSON lines.
 
-    ``progress``: whether to draw a bar. ``failed``: how many calls have failed so far.
+    ``progress``: whether to draw a bar. ``failed``: how many calls have failed so far. ``broken``:
+    what a write failed with. Methods that print raise ``OutputError`` then, ``close`` and
+    ``last_words`` apart.
     """
 
     def __init__(
@@ -39,6 +47,7 @@ class Report:
         progress: bool,
     ) -> None:
         self.failed = 0
+        self.broken: OSError | None = None
         self._function = function
         self._calls = calls
         self._stdout = stdout
@@ -62,20 +71,27 @@ class Report:
 
     def close(self) -> None:
         """Take the progress bar off the screen."""
-        self._clear_bar()
+        with contextlib.suppress(OutputError):
+            self._clear_bar()
         self._progress = False
+
+    def last_words(self, text: str) -> None:
+        """Say on standard error why the command ends now."""
+        self.close()
+        with contextlib.suppress(OutputError):
+            self._write(self._stderr, text)
 
     def summary(self, *, seconds: float, start_seconds: float, workers: int, pool: str) -> None:
         """Say how long all calls took together; nothing in JSON, where each line stands alone."""
         if self._as_json:
             return
         count = len(self._calls)
-        self._stdout.write(
+        self._write(
+            self._stdout,
             f"{count} {'call' if count == 1 else 'calls'} on {workers} "
             f"{'worker' if workers == 1 else 'workers'} of pool {pool!r}: {seconds:.2f} s, after "
-            f"{start_seconds:.2f} s to start the workers."
+            f"{start_seconds:.2f} s to start the workers.",
         )
-        self._stdout.flush()
 
     def comparison(self, *, seconds: float, serial_seconds: float) -> None:
         """Say how the same calls fared one after the other in one process."""
@@ -86,28 +102,38 @@ class Report:
                 "serial_seconds": round(serial_seconds, 6),
                 "speed_up": round(speed_up, 3),
             }
-            self._stdout.write(json.dumps(line))
+            self._write(self._stdout, json.dumps(line))
         else:
-            self._stdout.write(
+            self._write(
+                self._stdout,
                 f"The same calls one after the other in this process: {serial_seconds:.2f} s. "
-                f"Leased workers were {speed_up:.2f} times as fast."
+                f"Leased workers were {speed_up:.2f} times as fast.",
             )
+
+    def no_comparison(self, why: str) -> None:
+        """Say why there is none."""
+        # A function that prints in this process may be the first to find that nobody reads.
+        self._write(self._stdout, "", ending="")
+        self._write(self._stderr, f"Not compared with doing it serially: {why}.")
+
+    def text(self, call: Call) -> str:
+        """The call as Python would write it."""
+        return call.text(self._function)
 
     def _print(self, index: int, outcome: Outcome) -> None:
         call = self._calls[index]
-        text = call.text(self._function)
+        text = self.text(call)
         if self._as_json:
-            self._stdout.write(_json_line(index, call, outcome))
+            self._write(self._stdout, _json_line(index, call, outcome))
         else:
-            self._stdout.write(f"{text} {_ending(outcome)}")
-        self._stdout.flush()
+            self._write(self._stdout, f"{text} {_ending(outcome)}")
         if outcome.failure is not None:
             self.failed += 1
             where = "" if outcome.pid is None else f" in worker {outcome.pid}"
             details = outcome.failure.traceback_text or (
                 f"{outcome.failure.type_name}: {outcome.failure.message}"
             )
-            self._stderr.write(f"{text} failed{where}:\n{details.rstrip()}")
+            self._write(self._stderr, f"{text} failed{where}:\n{details.rstrip()}")
 
     def _draw_bar(self) -> None:
         if not self._progress or self._known == len(self._calls):
@@ -121,8 +147,27 @@ class Report:
             self._write_bar(_CLEAR_LINE)
 
     def _write_bar(self, text: str) -> None:
-        self._stderr.write(text, style_func=str, ending="")
-        self._stderr.flush()
+        self._write(self._stderr, text, style_func=str, ending="")
+
+    def _write(self, stream: OutputWrapper, text: str, **how: Any) -> None:
+        try:
+            stream.write(_encodable(text, stream), **how)
+            stream.flush()
+        except OSError as error:
+            self.broken = error
+            raise OutputError(str(error)) from error
+
+
+def _encodable(text: str, stream: OutputWrapper) -> str:
+    """Give ``text`` with escapes for the characters that the stream's encoding lacks."""
+    encoding = getattr(stream, "encoding", None)
+    if encoding is None:  # a stream in memory
+        return text
+    try:
+        text.encode(encoding, getattr(stream, "errors", None) or "strict")
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
 
 
 def _ending(outcome: Outcome) -> str:
@@ -134,26 +179,34 @@ def _ending(outcome: Outcome) -> str:
     where = f"  ({', '.join(facts)})" if facts else ""
     if outcome.failure is not None:
         return f"failed: {outcome.failure.type_name}: {outcome.failure.message}{where}"
-    return f"= {outcome.result!r}{where}"
+    return f"= {shown(outcome.result)}{where}"
 
 
 def _json_line(index: int, call: Call, outcome: Outcome) -> str:
-    line: dict[str, Any] = {
-        "index": index,
-        "args": call.args,
-        "kwargs": call.kwargs,
+    line: dict[str, Any] = {"index": index}
+    for name, value in (("args", call.args), ("kwargs", call.kwargs)):
+        # Python reads JSON that is nested a little deeper than what it writes here.
+        said = _json({name: value}) is not None
+        line |= {name: value} if said else {f"{name}_repr": shown(value)}
+    line |= {
         "ok": outcome.failure is None,
         "pid": outcome.pid,
         "seconds": None if outcome.seconds is None else round(outcome.seconds, 6),
     }
     if outcome.failure is not None:
-        line["error"] = dataclasses.asdict(outcome.failure)
-        return json.dumps(line)
+        return json.dumps(line | {"error": dataclasses.asdict(outcome.failure)})
+    # What JSON cannot say (bytes, NaN, keys that are tuples) is shown as Python shows it.
+    return _json(line | {"result": outcome.result}) or json.dumps(
+        line | {"result_repr": shown(outcome.result)}
+    )
+
+
+def _json(value: Any) -> str | None:
+    """Give ``value`` as JSON; ``None`` where it cannot be said in JSON."""
     try:
-        return json.dumps(line | {"result": outcome.result}, cls=_Encoder, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        # What JSON cannot say (bytes, NaN, keys that are tuples) is shown as Python shows it.
-        return json.dumps(line | {"result_repr": repr(outcome.result)})
+        return json.dumps(value, cls=_Encoder, allow_nan=False)
+    except Exception:  # noqa: BLE001 - foreign code may raise anything
+        return None
 
 
 class _Encoder(DjangoJSONEncoder):

@@ -16,8 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -33,7 +32,7 @@ from ...handler import UnknownAliasError, pools
 from ..calls import Call, Outcome, check_bare_call, find_function, parse_calls, run_call
 from ..failures import failure_of
 from ..parsing import Once, SubcommandParser, add_common_options, to_count, to_seconds
-from ..report import Report
+from ..report import OutputError, Report
 
 _USAGE_MISTAKE = 2
 _INTERRUPTED = 130
@@ -47,11 +46,23 @@ class Command(BaseCommand):
     help = "Run functions of the project in leased workers."
 
     _has_own_process = False
+    # Set when a call was given up that the backend cannot stop.
+    _calls_run_on = False
 
     def run_from_argv(self, argv: list[str]) -> None:
         """Called by ``manage.py``, which ends with this command; ``call_command`` does not."""
         self._has_own_process = True
-        super().run_from_argv(argv)
+        try:
+            super().run_from_argv(argv)
+        except SystemExit as ending:
+            _discard_unwritable()
+            if self._calls_run_on:
+                # A normal exit would wait for them, in threads or in processes of the standard
+                # library's kind.
+                for child in multiprocessing.active_children():
+                    child.kill()
+                os._exit(ending.code if isinstance(ending.code, int) else 1)
+            raise
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Describe the subcommands."""
@@ -138,6 +149,7 @@ class Command(BaseCommand):
             manager = _manager(options["pool"], options["workers"])
         except (ValueError, UnknownAliasError, ImproperlyConfigured) as mistake:
             raise CommandError(str(mistake), returncode=_USAGE_MISTAKE) from mistake
+        backend = resolve(manager.backend)
         report = Report(
             path.rpartition(".")[2],
             calls,
@@ -146,17 +158,41 @@ class Command(BaseCommand):
             as_json=options["as_json"],
             progress=self.stderr.isatty() and not options["no_progress"],
         )
-        backend = resolve(manager.backend)
-        leave = partial(self._leave, backend)
-        with self._stopped_by_signals(report, leave), self._stopped_by_closed_output(leave):
+        # What is printed in this process: by threads, and while comparing.
+        apart = options["as_json"] and self._has_own_process
+        with (
+            self._stopped_by_signals(report, backend),
+            self._stopped_by_broken_output(report, backend),
+            contextlib.redirect_stdout(sys.stderr) if apart else contextlib.nullcontext(),
+        ):
             seconds = asyncio.run(self._run_leased(manager, backend, path, calls, options, report))
             if options["compare_serial"]:
-                start = time.perf_counter()
-                for call in calls:
-                    run_call(path, call, prints_to_stderr=options["as_json"])
-                report.comparison(seconds=seconds, serial_seconds=time.perf_counter() - start)
+                self._compare(path, calls, options, report, seconds)
         if report.failed:
             raise CommandError(f"{report.failed} of {len(calls)} calls failed.")
+
+    def _compare(
+        self,
+        path: str,
+        calls: Sequence[Call],
+        options: dict[str, Any],
+        report: Report,
+        seconds: float,
+    ) -> None:
+        """Make the calls again in this process, where nothing limits their time or a crash."""
+        if report.failed:
+            report.no_comparison("calls failed")
+            return
+        start = time.perf_counter()
+        for call in calls:
+            failure = run_call(path, call, prints_to_stderr=options["as_json"]).failure
+            if failure is not None:
+                report.no_comparison(
+                    f"in this process {report.text(call)} failed: "
+                    f"{failure.type_name}: {failure.message}"
+                )
+                raise CommandError("The serial calls failed.")
+        report.comparison(seconds=seconds, serial_seconds=time.perf_counter() - start)
 
     async def _run_leased(
         self,
@@ -179,13 +215,13 @@ class Command(BaseCommand):
                 timeout=options["acquire_timeout"],
                 workers=options["workers"],
             ) as lease:
-                start = time.perf_counter()
+                leased = time.perf_counter()
                 async with asyncio.TaskGroup() as tasks:
                     for index, call in enumerate(calls):
                         tasks.create_task(
                             self._run_one(lease, backend, path, index, call, options, report)
                         )
-                seconds = time.perf_counter() - start
+                seconds = time.perf_counter() - leased
         except LeasePoolError as error:
             report.close()
             if isinstance(error, WorkerStartError) and error.traceback_text:
@@ -224,9 +260,7 @@ class Command(BaseCommand):
         report.add(index, outcome)
 
     @contextlib.contextmanager
-    def _stopped_by_signals(
-        self, report: Report, leave: Callable[[int], NoReturn]
-    ) -> Iterator[None]:
+    def _stopped_by_signals(self, report: Report, backend: type[Backend]) -> Iterator[None]:
         """Turn Ctrl-C and SIGTERM into one line and an exit status."""
         status = _INTERRUPTED
 
@@ -244,40 +278,42 @@ class Command(BaseCommand):
         try:
             yield
         except KeyboardInterrupt:
-            report.close()
             what = "Interrupted" if status == _INTERRUPTED else "Terminated"
-            self.stderr.write(f"{what}: the work was stopped.")
-            leave(status)
+            report.last_words(f"{what}: the work was stopped.")
+            self._leave(backend, status)
         finally:
             if in_main_thread:
                 signal.signal(signal.SIGTERM, previous)
 
     @contextlib.contextmanager
-    def _stopped_by_closed_output(self, leave: Callable[[int], NoReturn]) -> Iterator[None]:
-        """End quietly when the reader of a pipe has left, as in ``… | head -1``."""
-        closed = False
+    def _stopped_by_broken_output(self, report: Report, backend: type[Backend]) -> Iterator[None]:
+        """End when results cannot be written; quietly where nobody reads, as in ``… | head -1``."""
         try:
             yield
-        except* BrokenPipeError:
-            closed = True
-        if closed:
-            if self._has_own_process:
-                # Python flushes standard output when it ends, and would complain once more.
-                with Path(os.devnull).open("w") as nowhere:
-                    os.dup2(nowhere.fileno(), sys.stdout.fileno())
-            leave(_OUTPUT_CLOSED)
+        except* OutputError:
+            report.close()
+        match report.broken:
+            case BrokenPipeError():
+                self._leave(backend, _OUTPUT_CLOSED)
+            case OSError() as error:
+                self._calls_run_on |= not backend.supports_kill
+                why = error.strerror or error
+                raise CommandError(f"The results cannot be written: {why}.") from error
 
     def _leave(self, backend: type[Backend], status: int) -> NoReturn:
-        """End with ``status``, at once also where calls cannot be stopped."""
-        self.stdout.flush()
-        self.stderr.flush()
-        if self._has_own_process and not backend.supports_kill:
-            # A normal exit would wait for the functions that still run, in threads or in processes
-            # of the standard library's kind.
-            for child in multiprocessing.active_children():
-                child.kill()
-            os._exit(status)
+        """End with ``status``; ``run_from_argv`` sees to it that calls which run on are left."""
+        self._calls_run_on |= not backend.supports_kill
         sys.exit(status)
+
+
+def _discard_unwritable() -> None:
+    """Let go of what cannot be written: Python tries once more when it ends, and would complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _manager(alias: str, workers: int | None) -> LeasedExecutorManager:
