@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import re
 import signal
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from django.core.management import call_command
 from django.core.management.base import OutputWrapper
 
 from leasepool_django.management.calls import Call, Outcome
@@ -188,6 +193,39 @@ class TestComparison:
             assert process.wait(timeout=30) == 141
 
 
+class TestTimes:
+    def test_waiting_for_all_workers_of_the_lease_counts_as_starting_them(self) -> None:
+        done = run(f"{JOBS}.double", "1", "--pool", "uneven")
+        found = re.search(r": ([\d.]+) s, after ([\d.]+) s to start the workers\.", done.stdout)
+        assert found is not None, done.stderr
+        assert float(found[2]) >= 1
+
+    @pytest.mark.parametrize(
+        ("pool", "backend"),
+        [("threads", "thread"), ("stdlib", "concurrent.futures.process.ProcessPoolExecutor")],
+    )
+    def test_a_call_that_cannot_be_stopped_is_told_and_left(
+        self, pool: str, backend: str, tmp_path: Path
+    ) -> None:
+        """The command ends, and the call with it."""
+        done = run(f"{JOBS}.burn", "1", "--pool", pool, "--timeout", "0.3")
+        assert done.returncode == 1
+        assert (
+            f"burn(1) failed: CallTimeoutError: took longer than 0.3 s (the backend '{backend}' "
+            "cannot stop it)\n"
+        ) in done.stdout
+        assert "CommandError: 1 of 1 calls failed.\n" in done.stderr
+        wait_until(lambda: not [pid for pid in pids(tmp_path, RUNNING) if exists(pid)], timeout=2)
+
+    def test_a_crash_without_a_known_end_invents_none(self) -> None:
+        done = run(f"{JOBS}.die_on_odd", "3", "--pool", "stdlib")
+        assert done.returncode == 1
+        assert (
+            "die_on_odd(3) failed: WorkerCrashedError: a worker process died, which ends every "
+            "call of its pool with this backend\n"
+        ) in done.stdout
+
+
 class TestOutput:
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
     @pytest.mark.parametrize("pool", ["default", "threads"])
@@ -217,3 +255,47 @@ class TestOutput:
             process.stdout.close()
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=30) == 130
+
+
+class TestImpatience:
+    @pytest.mark.parametrize(
+        ("number", "status", "line"),
+        [
+            (signal.SIGINT, 130, "Interrupted: the work was stopped.\n"),
+            (signal.SIGTERM, 143, "Terminated: the work was stopped.\n"),
+        ],
+    )
+    def test_further_signals_change_neither_the_status_nor_the_text(
+        self, number: int, status: int, line: str, tmp_path: Path
+    ) -> None:
+        with running(f"{JOBS}.burn", "1", "2") as process:
+            workers = wait_until(lambda: len(found := pids(tmp_path, RUNNING)) == 2 and found)
+            assert workers
+            deadline = time.monotonic() + 30
+            while process.poll() is None and time.monotonic() < deadline:
+                process.send_signal(number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.01)
+            out, err = process.communicate(timeout=10)
+        assert process.returncode == status
+        assert (out, err) == ("", line)
+        wait_until(lambda: not [pid for pid in workers if exists(pid)])
+
+    def test_a_program_that_calls_the_command_keeps_its_handlers(self, tmp_path: Path) -> None:
+        def interrupt_once_it_runs() -> None:
+            wait_until(lambda: pids(tmp_path, RUNNING))
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def handlers() -> list[object]:
+            return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+        before = handlers()
+        thread = threading.Thread(target=interrupt_once_it_runs)
+        thread.start()
+        err = io.StringIO()
+        with pytest.raises(SystemExit) as left:
+            call_command("leasepool", "run", f"{JOBS}.burn", "1", stderr=err)
+        thread.join()
+        assert left.value.code == 130
+        assert err.getvalue() == "Interrupted: the work was stopped.\n"
+        assert handlers() == before

@@ -27,7 +27,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from ...backends.base import Backend, resolve
 from ...backends.process.texts import type_name
 from ...engine import ExecutorLease, LeasedExecutorManager
-from ...exceptions import LeasePoolError, WorkerStartError
+from ...exceptions import CallTimeoutError, LeasePoolError, WorkerStartError
 from ...handler import UnknownAliasError, pools
 from ..calls import Call, Outcome, check_bare_call, find_function, parse_calls, run_call
 from ..failures import failure_of
@@ -208,7 +208,6 @@ class Command(BaseCommand):
         try:
             start = time.perf_counter()
             await manager.start()
-            start_seconds = time.perf_counter() - start
             async with manager.lease(
                 owner=f"manage.py leasepool run {path}",
                 lease_seconds=math.inf,
@@ -227,13 +226,17 @@ class Command(BaseCommand):
             if isinstance(error, WorkerStartError) and error.traceback_text:
                 self.stderr.write(error.traceback_text)
             raise CommandError(f"{type_name(error)}: {error}") from error
+        except asyncio.CancelledError:
+            # What stops now is not to be cut short by a second Ctrl-C.
+            self._ignore(signal.SIGINT)
+            raise
         finally:
             report.close()
             if not was_running:
                 await manager.stop(grace=0)
         report.summary(
             seconds=seconds,
-            start_seconds=start_seconds,
+            start_seconds=leased - start,
             workers=lease.workers,
             pool=options["pool"],
         )
@@ -255,6 +258,8 @@ class Command(BaseCommand):
         try:
             outcome = await within.run(run_call, path, call, prints_to_stderr=as_json)
         except Exception as error:  # noqa: BLE001 - one call's error must not hide the others
+            if isinstance(error, CallTimeoutError):
+                self._calls_run_on |= not backend.supports_kill
             pid: int | None = getattr(error, "pid", None)
             outcome = Outcome(path, pid, None, failure=failure_of(error, path, call, backend))
         report.add(index, outcome)
@@ -266,6 +271,8 @@ class Command(BaseCommand):
 
         def terminate(_number: int, frame: FrameType | None) -> None:
             nonlocal status
+            if status == _TERMINATED:
+                return
             status = _TERMINATED
             # Whatever stops the work on Ctrl-C now, asyncio's handler or Python's own, does so
             # here too; where Ctrl-C is ignored, as in a background job, SIGTERM still is not.
@@ -275,15 +282,27 @@ class Command(BaseCommand):
 
         in_main_thread = threading.current_thread() is threading.main_thread()
         previous = signal.signal(signal.SIGTERM, terminate) if in_main_thread else None
+        restored = in_main_thread
         try:
             yield
         except KeyboardInterrupt:
+            # The end is near, and a second signal would only change how it looks.
+            self._ignore(signal.SIGINT, signal.SIGTERM)
+            restored = in_main_thread and not self._has_own_process
             what = "Interrupted" if status == _INTERRUPTED else "Terminated"
             report.last_words(f"{what}: the work was stopped.")
             self._leave(backend, status)
         finally:
-            if in_main_thread:
+            if restored:
                 signal.signal(signal.SIGTERM, previous)
+
+    def _ignore(self, *numbers: signal.Signals) -> None:
+        """Ignore these signals until the process ends, if it is this command's own."""
+        if self._has_own_process:
+            for number in numbers:
+                # One that has arrived and was not handled yet needs a handler.
+                signal.signal(number, _nothing)
+                signal.signal(number, signal.SIG_IGN)
 
     @contextlib.contextmanager
     def _stopped_by_broken_output(self, report: Report, backend: type[Backend]) -> Iterator[None]:
@@ -304,6 +323,10 @@ class Command(BaseCommand):
         """End with ``status``; ``run_from_argv`` sees to it that calls which run on are left."""
         self._calls_run_on |= not backend.supports_kill
         sys.exit(status)
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    """Handle a signal that no longer matters."""
 
 
 def _discard_unwritable() -> None:
