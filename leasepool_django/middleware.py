@@ -31,10 +31,10 @@ PAGE = """<!doctype html>
 
 def is_no_capacity(error: BaseException) -> TypeGuard[NoWorkerError]:
     """Whether it is worth while to ask again: workers are in use, or the server restarts."""
+    if isinstance(error, LeaseUnavailableError):
+        return not error.waits_for_itself
     # Without a shutdown, a manager that was not started is a mistake of the project.
-    return isinstance(error, LeaseUnavailableError) or (
-        isinstance(error, LeasePoolNotStartedError) and pools.closed
-    )
+    return isinstance(error, LeasePoolNotStartedError) and pools.closed
 
 
 def no_capacity_response(request: HttpRequest | None, error: NoWorkerError) -> HttpResponse:

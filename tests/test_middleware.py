@@ -39,6 +39,10 @@ def unavailable(request: HttpRequest) -> HttpResponse:
     raise LeaseUnavailableError("secret owner 'invoices' holds all", retry_after=4.2)
 
 
+def waits_for_itself(request: HttpRequest) -> HttpResponse:
+    raise LeaseUnavailableError("it would wait for itself", waits_for_itself=True)
+
+
 async def timed_out(request: HttpRequest) -> HttpResponse:
     raise LeaseTimeoutError("none came", waited=2.0, retry_after=0.1)
 
@@ -70,6 +74,7 @@ urlpatterns = [
     path("fine", fine),
     path("fine-async", fine_async),
     path("unavailable", unavailable),
+    path("waits-for-itself", waits_for_itself),
     path("timed-out", timed_out),
     path("full", Full.as_view()),
     path("grouped", grouped),
@@ -137,6 +142,13 @@ def test_a_full_pool_is_told_with_the_engines_own_estimate(get: Getter, settings
     response = get("/full")
     assert response.status_code == 503
     assert int(response["Retry-After"]) >= 1
+
+
+def test_a_task_that_would_wait_for_itself_is_a_mistake_and_not_told_to_come_back(
+    get: Getter,
+) -> None:
+    with pytest.raises(LeaseUnavailableError, match="it would wait for itself"):
+        get("/waits-for-itself")
 
 
 def test_errors_gathered_by_a_task_group_count_when_all_are_of_this_kind(get: Getter) -> None:
