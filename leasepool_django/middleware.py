@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from typing import TypeGuard
@@ -17,6 +18,8 @@ from .exceptions import LeasePoolNotStartedError, LeaseUnavailableError
 from .handler import pools
 
 __all__ = ["LeasePoolMiddleware", "is_no_capacity", "no_capacity_response"]
+
+logger = logging.getLogger(__name__)
 
 # What a view may get instead of a worker.
 NoWorkerError = LeaseUnavailableError | LeasePoolNotStartedError
@@ -41,7 +44,8 @@ def no_capacity_response(request: HttpRequest | None, error: NoWorkerError) -> H
     """Return the 503 for ``error``: JSON where the request prefers it, a small page otherwise.
 
     ``Retry-After`` is the error's estimate of when a worker is free, in whole seconds, at least 1.
-    The error's text stays inside: it names aliases and owners.
+    The error's text stays inside, since it names aliases and owners: it is logged as a warning,
+    with the request's path, and Django's own record of the response is left out.
     """
     seconds = retry_after_seconds(error)
     unit = "second" if seconds == 1 else "seconds"
@@ -56,7 +60,20 @@ def no_capacity_response(request: HttpRequest | None, error: NoWorkerError) -> H
         response = HttpResponse(PAGE.format(detail=detail), status=503)
     response["Retry-After"] = str(seconds)
     response["Cache-Control"] = "no-store"
+    _log(request, error)
+    # private: Django's mark of a response that log_response() need not report. It reports any 503
+    # as an error, which mails ADMINS once for every request refused, when there is most to do; no
+    # public setting exempts a single response.
+    setattr(response, "_has_been_logged", True)  # noqa: B010
     return response
+
+
+def _log(request: HttpRequest | None, error: NoWorkerError) -> None:
+    # Escaped as Django does it: a path may have line ends, which would forge records.
+    path = "a request" if request is None else request.path.encode("unicode_escape").decode()
+    text = str(error)  # a record that is kept must not keep the frames of a traceback
+    facts = {"status_code": 503, "request": request}
+    logger.warning("%s is answered 503 Service Unavailable: %s", path, text, extra=facts)
 
 
 def retry_after_seconds(error: NoWorkerError) -> int:

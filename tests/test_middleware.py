@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,10 @@ async def fine_async(request: HttpRequest) -> HttpResponse:
 
 def unavailable(request: HttpRequest) -> HttpResponse:
     raise LeaseUnavailableError("secret owner 'invoices' holds all", retry_after=4.2)
+
+
+def closed(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("closed for today", status=503)
 
 
 def waits_for_itself(request: HttpRequest) -> HttpResponse:
@@ -75,6 +80,7 @@ urlpatterns = [
     path("fine-async", fine_async),
     path("unavailable", unavailable),
     path("waits-for-itself", waits_for_itself),
+    path("closed", closed),
     path("timed-out", timed_out),
     path("full", Full.as_view()),
     path("grouped", grouped),
@@ -123,6 +129,35 @@ def test_no_lease_is_a_page_with_retry_after(get: Getter) -> None:
     assert response["Content-Type"].startswith("text/html")
     assert b"try again in 5 seconds" in response.content
     assert b"invoices" not in response.content
+
+
+def test_the_reason_is_one_warning_and_no_mail_to_the_admins(
+    get: Getter, settings: Settings, caplog: pytest.LogCaptureFixture, mailoutbox: list[Any]
+) -> None:
+    settings.DEBUG = False
+    settings.ADMINS = [("Ada", "ada@example.org")]
+    get("/unavailable")
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert (record.name, record.levelname) == ("leasepool_django.middleware", "WARNING")
+    assert record.getMessage() == (
+        "/unavailable is answered 503 Service Unavailable: secret owner 'invoices' holds all"
+    )
+    assert mailoutbox == []
+
+
+def test_other_answers_of_this_status_are_mailed_as_ever(
+    get: Getter, settings: Settings, mailoutbox: list[Any]
+) -> None:
+    settings.DEBUG = False
+    settings.ADMINS = [("Ada", "ada@example.org")]
+    get("/closed")
+    assert len(mailoutbox) == 1
+
+
+def test_a_path_cannot_forge_a_record(caplog: pytest.LogCaptureFixture) -> None:
+    request = RequestFactory().get("/a%0AERROR all is lost")
+    no_capacity_response(request, LeaseUnavailableError("full"))
+    assert "\n" not in caplog.messages[0]
 
 
 def test_json_is_given_to_who_prefers_it(get: Getter) -> None:
