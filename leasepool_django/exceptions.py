@@ -20,6 +20,7 @@ __all__ = [
     "LeaseUnavailableError",
     "NotPicklableError",
     "RemoteError",
+    "UnknownAliasError",
     "UnsupportedBackendError",
     "WorkerCrashedError",
     "WorkerStartError",
@@ -133,6 +134,16 @@ class NotPicklableError(LeasePoolError, TypeError):
 
     path: str | None = None
     type_name: str | None = None
+
+
+class UnknownAliasError(LeasePoolError, KeyError):
+    """``settings.LEASEPOOL`` has no such alias. ``alias``: the one that was asked for."""
+
+    alias: str | None = None
+
+    def __str__(self) -> str:
+        # KeyError shows the repr of its argument.
+        return Exception.__str__(self)
 
 
 class UnsupportedBackendError(LeasePoolError):

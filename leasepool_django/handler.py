@@ -21,20 +21,15 @@ from django.core.signals import setting_changed
 from . import signals
 from .conf import SETTING, AliasConfig, get_config
 from .engine import LeasedExecutorManager
-from .exceptions import LeasePoolError, LeasePoolNotStartedError, UnsupportedBackendError
+from .exceptions import (
+    LeasePoolError,
+    LeasePoolNotStartedError,
+    UnknownAliasError,
+    UnsupportedBackendError,
+)
 from .worker import in_inline_call, in_worker
 
 __all__ = ["AliasManager", "Pools", "UnknownAliasError", "pools"]
-
-
-class UnknownAliasError(LeasePoolError, KeyError):
-    """``settings.LEASEPOOL`` has no such alias. ``alias``: the one that was asked for."""
-
-    alias: str | None = None
-
-    def __str__(self) -> str:
-        # KeyError shows the repr of its argument.
-        return Exception.__str__(self)
 
 
 class AliasManager(LeasedExecutorManager):

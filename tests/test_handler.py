@@ -15,12 +15,13 @@ from django.core.exceptions import ImproperlyConfigured
 
 from leasepool_django import (
     LeasePoolNotStartedError,
+    UnknownAliasError,
     WorkerStartError,
     pools,
     run_in_pool,
     run_in_pool_sync,
 )
-from leasepool_django.handler import Pools, UnknownAliasError
+from leasepool_django.handler import Pools
 from tests.django_jobs import Gate, double, gates, through_gate
 from tests.waiting import async_wait_until
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 import leasepool_django
+from leasepool_django import exceptions
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "leasepool_django"
@@ -67,6 +69,23 @@ def test_every_public_name_is_there() -> None:
     missing = [name for name in leasepool_django.__all__ if not hasattr(leasepool_django, name)]
     assert missing == []
     assert set(leasepool_django.__all__) <= set(dir(leasepool_django))
+
+
+def test_every_error_of_the_package_is_in_one_module_and_public() -> None:
+    modules = [
+        importlib.import_module(f"leasepool_django.{path.stem}")
+        for path in PACKAGE.glob("*.py")
+        if path.stem not in {"__init__", "pytest_plugin"}
+    ]
+    errors = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, exceptions.LeasePoolError)
+    }
+    assert {error.__module__ for error in errors} == {exceptions.__name__}
+    assert {error.__name__ for error in errors} == set(exceptions.__all__)
+    assert set(exceptions.__all__) <= set(leasepool_django.__all__)
 
 
 def test_a_wrong_name_is_an_attribute_error_that_quotes_it() -> None:
