@@ -97,6 +97,14 @@ class Pools(Mapping[str, AliasManager]):
     def __len__(self) -> int:
         return len(self._all())
 
+    # A mapping compares by content and has no hash; this one is a service that others refer to.
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)
+
     def __repr__(self) -> str:
         managers = self._managers
         if managers is None:

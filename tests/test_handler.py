@@ -66,6 +66,14 @@ def test_pools_map_aliases_to_managers_without_starting_any() -> None:
     assert repr(pools) == "<Pools: default, reports; running: >"
 
 
+def test_pools_are_one_service_and_not_what_they_contain() -> None:
+    other = Pools()
+    assert pools == pools  # noqa: PLR0124 - the comparison is tested
+    assert pools != other
+    assert pools != dict(pools)
+    assert len({pools, other, pools}) == 2
+
+
 def test_what_is_not_configured_yet_can_be_shown() -> None:
     assert repr(Pools()) == "<Pools: not configured yet>"
 
