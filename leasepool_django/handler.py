@@ -274,7 +274,8 @@ def _refuse_in_worker() -> None:
         raise LeasePoolError(
             f"Pools cannot be used inside a worker (process {os.getpid()}): a call that waits for "
             "another worker can wait for itself. Call the function directly, or make both calls "
-            "from the server, a command or a test. If a worker came here by importing your script, "
+            "from the server, a command or a test. If AppConfig.ready() did it, which workers run "
+            "too, do it at the first use instead. If a worker came here by importing your script, "
             "put the script's code under `if __name__ == '__main__':`."
         )
 

@@ -104,6 +104,34 @@ assert os.waitpid(child, 0)[1] == 0
     assert ran.returncode == 0, ran.stderr
 
 
+def test_an_app_that_uses_pools_when_it_is_ready_is_told_that_workers_are_made_ready_too(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "hasty.py").write_text(
+        "import django.apps\n"
+        "class Hasty(django.apps.AppConfig):\n"
+        "    name = 'hasty'\n"
+        f"    path = {str(tmp_path)!r}\n"
+        "    def ready(self):\n"
+        "        from leasepool_django import pools\n"
+        "        pools['default']\n"
+    )
+    (tmp_path / "hasty_settings.py").write_text(
+        "from tests.settings import *\nINSTALLED_APPS = ['leasepool_django', 'hasty.Hasty']\n"
+    )
+    ran = script(
+        """
+try:
+    run_in_pool_sync(double, 1)
+except WorkerStartError as error:
+    print(error)
+""",
+        DJANGO_SETTINGS_MODULE="hasty_settings",
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]),
+    )
+    assert "AppConfig.ready() did it, which workers run too" in ran.stdout, ran.stderr
+
+
 def test_pools_are_refused_inside_a_worker(settings: Settings) -> None:
     settings.LEASEPOOL = {"default": {"WORKERS_PER_POOL": 1}}
     with pytest.raises(Exception, match="inside a worker") as raised:
