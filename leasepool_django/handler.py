@@ -70,14 +70,15 @@ class AliasManager(LeasedExecutorManager):
 class Pools(Mapping[str, AliasManager]):
     """Alias → manager. Looking an alias up starts nothing.
 
-    After ``stop_all`` the managers refuse to start again until the next ``start_all`` or
-    ``reset``: a server that is shutting down must not start workers for its last requests.
+    After ``stop_all`` or ``request_stop`` the managers refuse to start until the next ``start_all``
+    or ``reset``: a server that is shutting down must not start workers for its last requests.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # The next three are guarded by _lock; request_stop sets _closed without it.
+        # The next four are guarded by _lock; request_stop sets _closed without it.
         self._managers: dict[str, AliasManager] | None = None
+        self._generation = 0  # raised by reset: what was read from the settings before is old
         self._closed = False
         self._registered = False
 
@@ -177,6 +178,7 @@ class Pools(Mapping[str, AliasManager]):
         """Stop everything at once and forget the configuration; the next use reads it anew."""
         with self._lock:
             managers, self._managers = self._managers, None
+            self._generation += 1
             self._closed = False
         self._stop(list((managers or {}).values()), 0)
 
@@ -192,21 +194,24 @@ class Pools(Mapping[str, AliasManager]):
             if self._closed:
                 raise LeasePoolNotStartedError(
                     f"The pool {manager.alias!r} takes no more work: the server is shutting down "
-                    "(pools.stop_all() was called). pools.start_all() opens it again."
+                    "(pools.stop_all() or pools.request_stop() was called). pools.start_all() "
+                    "opens it again."
                 )
 
     def _all(self) -> dict[str, AliasManager]:
         _refuse_in_worker()
-        managers = self._managers
-        if managers is not None:
-            return managers
-        # Outside the lock, since it imports user code. A manager costs nothing until it starts.
-        managers = {alias: self._create(config) for alias, config in get_config().items()}
-        with self._lock:
-            if self._managers is None:
-                self._managers = managers
-                self._register()
-            return self._managers
+        while True:
+            generation = self._generation
+            managers = self._managers
+            if managers is not None:
+                return managers
+            # Outside the lock, since it imports user code. A manager costs nothing until it starts.
+            managers = {alias: self._create(config) for alias, config in get_config().items()}
+            with self._lock:
+                if self._managers is None and self._generation == generation:
+                    self._managers = managers
+                    self._register()
+                # Otherwise another thread was first, or the settings were changed meanwhile.
 
     def _create(self, config: AliasConfig) -> AliasManager:
         try:

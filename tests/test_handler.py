@@ -17,6 +17,7 @@ from leasepool_django import (
     LeasePoolNotStartedError,
     UnknownAliasError,
     WorkerStartError,
+    handler,
     pools,
     run_in_pool,
     run_in_pool_sync,
@@ -360,6 +361,24 @@ def test_a_changed_setting_stops_the_pools_and_makes_new_ones(settings: Settings
     assert pools["default"] is not old
     assert pools["default"].workers_per_pool == 1
     assert run_in_pool_sync(double, 1) == 2
+
+
+def test_settings_that_change_while_they_are_read_are_read_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = handler.get_config
+    old: list[Any] = []
+
+    def read_slowly() -> Any:
+        configs = read()
+        if not old:
+            old.append(configs)
+            settings.LEASEPOOL = {"default": {**THREADS, "WORKERS_PER_POOL": 1}}
+        return configs
+
+    monkeypatch.setattr(handler, "get_config", read_slowly)
+    assert pools["default"].workers_per_pool == 1
+    assert len(old) == 1
 
 
 def test_other_settings_do_not_matter(settings: Settings) -> None:
