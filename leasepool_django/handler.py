@@ -236,9 +236,20 @@ class Pools(Mapping[str, AliasManager]):
     def _close(self) -> list[AliasManager]:
         with self._lock:
             self._closed = True
-            return list((self._managers or {}).values())
+            return self.existing()
+
+    async def _stop_async(self, managers: list[AliasManager], grace: float | None) -> None:
+        results = await asyncio.gather(
+            *(manager.stop(grace=grace) for manager in managers), return_exceptions=True
+        )
+        error = _joined(managers, results)
+        if error is not None:
+            raise error
 
     def _stop(self, managers: list[AliasManager], grace: float | None) -> None:
+        # All begin before one is waited for: the graces run together, and no line takes callers.
+        for manager in managers:
+            _outcome(partial(manager.request_stop, grace=grace))  # stop_sync meets it again
         results = [_outcome(partial(manager.stop_sync, grace=grace)) for manager in managers]
         error = _joined(managers, results)
         if error is not None:

@@ -24,7 +24,7 @@ from leasepool_django import (
 )
 from leasepool_django.handler import Pools
 from tests.django_jobs import Gate, double, gates, through_gate
-from tests.waiting import async_wait_until
+from tests.waiting import async_wait_until, wait_until
 
 if TYPE_CHECKING:
     from pytest_django.fixtures import Settings
@@ -270,6 +270,21 @@ def test_the_end_lets_running_calls_finish(gate: Gate, loop_runner: LoopRunner) 
         return await call
 
     assert loop_runner(live()) == "passed"
+
+
+def test_the_end_comes_to_all_at_once_in_blocking_code(gate: Gate) -> None:
+    pools.start_all_sync()
+    with ThreadPoolExecutor(2) as threads:
+        call = threads.submit(run_in_pool_sync, through_gate, "test")
+        assert gate.entered.acquire(timeout=10)
+        end = threads.submit(pools.stop_all_sync, grace=60)
+        # The first alias drains for as long as its call runs, and the second is closed already.
+        wait_until(lambda: pools["reports"].stats().state == "stopped")
+        assert pools["default"].stats().state == "stopping"
+        assert not end.done()
+        gate.open.set()
+        end.result(10)
+        assert call.result(10) == "passed"
 
 
 def test_the_end_without_grace_does_not_wait(gate: Gate, loop_runner: LoopRunner) -> None:
