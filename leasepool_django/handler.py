@@ -118,11 +118,15 @@ class Pools(Mapping[str, AliasManager]):
         """Whether the managers refuse to start, because the server shuts down."""
         return self._closed
 
+    def existing(self) -> list[AliasManager]:
+        """The managers made so far; without any, neither reads the settings nor makes them."""
+        return list((self._managers or {}).values())
+
     async def start_all(self) -> None:
         """Start every alias; returns when the first worker of each ``MIN_POOLS`` pool is ready.
 
         If one cannot start, or the caller is cancelled, the others are stopped and the error of
-        the first that failed is raised, with the others' as notes.
+        the first that failed is raised, with the others' as notes. The next use tries again.
         """
         managers = self._reopen()
         try:
@@ -130,11 +134,12 @@ class Pools(Mapping[str, AliasManager]):
                 *(manager.start() for manager in managers), return_exceptions=True
             )
         except asyncio.CancelledError:
-            self.stop_all_sync(grace=0)
+            self._stop(managers, 0)
             raise
         error = _joined(managers, results)
         if error is not None:
-            await self.stop_all(grace=0)
+            # Not closed: no server shuts down, and the next use may find the reason gone.
+            await self._stop_async(managers, 0)
             raise error
 
     def start_all_sync(self) -> None:
@@ -144,7 +149,7 @@ class Pools(Mapping[str, AliasManager]):
             starts = [executor.submit(manager.start_sync) for manager in managers]
         error = _joined(managers, [start.exception() for start in starts])
         if error is not None:
-            self.stop_all_sync(grace=0)
+            self._stop(managers, 0)
             raise error
 
     async def stop_all(self, *, grace: float | None = None) -> None:
@@ -152,13 +157,7 @@ class Pools(Mapping[str, AliasManager]):
 
         ``None``: each alias's ``SHUTDOWN_GRACE_SECONDS``. Returns when the workers are gone.
         """
-        managers = self._close()
-        results = await asyncio.gather(
-            *(manager.stop(grace=grace) for manager in managers), return_exceptions=True
-        )
-        error = _joined(managers, results)
-        if error is not None:
-            raise error
+        await self._stop_async(self._close(), grace)
 
     def stop_all_sync(self, *, grace: float | None = None) -> None:
         """``stop_all`` for blocking code; needs neither an event loop nor a new thread."""
@@ -171,7 +170,7 @@ class Pools(Mapping[str, AliasManager]):
         """
         # Without the lock, which the interrupted thread may hold.
         self._closed = True
-        for manager in (self._managers or {}).values():
+        for manager in self.existing():
             manager.request_stop()
 
     def reset(self) -> None:
@@ -256,7 +255,7 @@ class Pools(Mapping[str, AliasManager]):
             raise error
 
     def _limit_exit(self) -> None:
-        for manager in (self._managers or {}).values():
+        for manager in self.existing():
             manager.stop_within_grace()
 
     def _stop_at_exit(self) -> None:

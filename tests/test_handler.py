@@ -217,6 +217,7 @@ def test_one_that_fails_to_start_stops_the_others(
     assert len(raised.value.__notes__) == 1
     assert raised.value.__notes__[0].startswith("'b' failed as well: WorkerStartError")
     assert not any(manager.started for manager in pools.values())
+    assert loop_runner(run_in_pool(double, 1)) == 2  # no server shuts down
 
 
 def test_one_that_fails_to_start_stops_the_others_in_blocking_code(settings: Settings) -> None:
@@ -224,6 +225,8 @@ def test_one_that_fails_to_start_stops_the_others_in_blocking_code(settings: Set
     with pytest.raises(WorkerStartError):
         pools.start_all_sync()
     assert not pools["default"].started
+    assert not pools.closed
+    assert run_in_pool_sync(double, 1) == 2
 
 
 def test_a_start_that_is_cancelled_leaves_nothing(settings: Settings, gate: Gate) -> None:
@@ -239,6 +242,7 @@ def test_a_start_that_is_cancelled_leaves_nothing(settings: Settings, gate: Gate
 
     asyncio.run(start())
     assert not any(manager.started for manager in pools.values())
+    assert run_in_pool_sync(double, 1) == 2
 
 
 def test_after_the_end_nothing_starts_until_it_is_opened_again(loop_runner: LoopRunner) -> None:
