@@ -24,7 +24,7 @@ def leasepool_session() -> Iterator[None]:
     from .testing import assert_no_workers
 
     yield
-    managers = list(pools.values())
+    managers = pools.existing()
     pools.reset()
     assert_no_workers(*managers)
 

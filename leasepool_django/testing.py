@@ -21,8 +21,9 @@ PAUSE = 0.01  # seconds between two looks
 def assert_no_leases(*managers: LeasedExecutorManager, timeout: float = 5.0) -> None:
     """Raise ``AssertionError`` if a lease is held, or a call runs or waits.
 
-    ``managers``: which to look at; without any, those of all aliases. What is on its way back, such
-    as the worker of a call that was cancelled, gets ``timeout`` seconds. Starts nothing.
+    ``managers``: which to look at; without any, those of all aliases that were used so far. What is
+    on its way back, such as the worker of a call that was cancelled, gets ``timeout`` seconds.
+    Starts nothing, and does not read the settings.
     """
     __tracebackhide__ = True
     _assert_none(managers, _work, "A test has left work in a pool", timeout)
@@ -50,7 +51,7 @@ def _assert_none(
         over = time.monotonic() >= deadline
         found = [
             f"{stats.name}: {text}"
-            for stats in [manager.stats() for manager in managers or pools.values()]
+            for stats in [manager.stats() for manager in managers or pools.existing()]
             for text in look(stats)
         ]
         if not found:

@@ -265,6 +265,37 @@ def test_settings_may_change_under_the_fixture(pytester: pytest.Pytester) -> Non
     result.assert_outcomes(passed=2)
 
 
+def test_wrong_settings_in_a_test_are_not_read_at_its_end(pytester: pytest.Pytester) -> None:
+    result = inner_run(
+        pytester,
+        """
+        import pytest
+        from django.core.exceptions import ImproperlyConfigured
+        from django.test import override_settings
+
+        @pytest.fixture
+        def wrong(leasepool):
+            override = override_settings(LEASEPOOL={"default": {"MAX_POOLS": 0}})
+            override.enable()
+            with pytest.raises(ImproperlyConfigured):
+                leasepool["default"]
+            return override
+
+        overrides = []
+
+        def test_wrong(leasepool, wrong):
+            overrides.append(wrong)
+
+        @pytest.fixture(autouse=True)
+        def restored(request):
+            yield
+            for override in overrides:
+                override.disable()
+        """,
+    )
+    result.assert_outcomes(passed=1)
+
+
 def run(folder: Path, *arguments: str) -> str:
     """Run a module of Python in a folder; its output, if it has not failed."""
     ran = subprocess.run(
