@@ -39,7 +39,7 @@ STATE_KEY = "leasepool"
 # In the lifespan scope: an outer wrapper has the pools in its care.
 MARK = "leasepool_django.lifespan"
 # What applications without lifespan raise when they meet the scope: Django and Channels a
-# ValueError, others fail an assertion. Anything else may be a start-up that went wrong.
+# ValueError, others fail an assertion. Anything else, or later, may be a start-up that went wrong.
 UNSUPPORTED = (ValueError, AssertionError, NotImplementedError)
 # After a stop signal, until the pools hear of it. Ctrl-C often reaches a server process twice, from
 # the terminal and from its parent, and granian's can hang for good when other threads wake up
@@ -110,7 +110,10 @@ def _stop_signals_noticed() -> Iterator[None]:
 
     def draining(theirs: Handler) -> Handler:
         def handle(number: int, frame: FrameType | None) -> None:
-            loop.call_soon_threadsafe(notice)
+            try:
+                loop.call_soon_threadsafe(notice)
+            except RuntimeError:
+                pass  # the loop is closed, and the server's handler must be called all the same
             theirs(number, frame)
 
         return handle
@@ -169,6 +172,7 @@ class _InnerLifespan:
 
     def __init__(self, app: Application, scope: Scope) -> None:
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._has_listened = False
         self._answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(app, scope))
 
@@ -186,21 +190,26 @@ class _InnerLifespan:
         self._task.cancel()
         await asyncio.wait({self._task})
 
+    async def _receive(self) -> Message:
+        self._has_listened = True
+        return await self._messages.get()
+
     async def _send(self, message: Message) -> None:
         if not self._answer.done():
             self._answer.set_result(message)
 
     async def _run(self, app: Application, scope: Scope) -> None:
         try:
-            await app(scope, self._messages.get, self._send)
-        except UNSUPPORTED as error:
-            level = logging.DEBUG if DJANGO_SAYS in str(error) else logging.INFO
-            logger.log(level, "The wrapped application has no lifespan: %s", _one_line(error))
-        except Exception:
-            logger.warning(
-                "The wrapped application failed in its lifespan; it is served without one",
-                exc_info=True,
-            )
+            await app(scope, self._receive, self._send)
+        except Exception as error:
+            if isinstance(error, UNSUPPORTED) and not self._has_listened:
+                level = logging.DEBUG if DJANGO_SAYS in str(error) else logging.INFO
+                logger.log(level, "The wrapped application has no lifespan: %s", _one_line(error))
+            else:
+                logger.warning(
+                    "The wrapped application failed in its lifespan; it is served without one",
+                    exc_info=True,
+                )
 
 
 def _one_line(error: Exception) -> str:
