@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
 from .conf import DEFAULT_ALIAS
-from .engine.config import optional_duration
+from .engine.calls import checked_owner
+from .engine.config import optional_duration, positive_int
 from .engine.coroutines import coroutine_function
 from .exceptions import LeasePoolNotStartedError, LeaseUnavailableError
 from .handler import pools
@@ -65,14 +67,11 @@ def run_in_pool_sync(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -
 
 
 def _refuse_running_loop(spelling: str, instead: str) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RuntimeError(
-        f"{spelling} would block the event loop that runs on this thread, and everything it "
-        f"serves, until the call has ended. Use `{instead}` instead."
-    )
+    if _loop_runs_here():
+        raise RuntimeError(
+            f"{spelling} would block the event loop that runs on this thread, and everything it "
+            f"serves, until the call has ended. Use `{instead}` instead."
+        )
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,10 @@ class OffloadOptions(Generic[P, T]):
     owner: str | None = None
 
     def __post_init__(self) -> None:
+        _checked_pool(self.pool)
         optional_duration("timeout", self.timeout)
         optional_duration("call_timeout", self.call_timeout)
+        checked_owner(self.owner)
 
     @coroutine_function
     def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, T]:
@@ -141,6 +142,7 @@ class OffloadedFunction(Generic[P, T]):
         call_timeout: float | None = None,
         owner: str | None = None,
     ) -> None:
+        _refuse_uncallable(function)
         if iscoroutinefunction(function):
             raise TypeError(
                 f"offload() takes plain functions, and {function!r} is a coroutine function. "
@@ -205,6 +207,17 @@ class OffloadedFunction(Generic[P, T]):
         return f"<offloaded {self.__module__}.{self.__qualname__} on {self._options.pool!r}>"
 
 
+def _refuse_uncallable(function: object) -> None:
+    if callable(function):
+        return
+    hint = "Decorate a function with it."
+    if isinstance(function, str):
+        hint = f"To name a pool, write @offload(pool={function!r})."
+    elif isinstance(function, classmethod):
+        hint = "Write @classmethod above @offload."
+    raise TypeError(f"offload() takes a function, not {function!r}. {hint}")
+
+
 @overload
 def offload(function: Callable[P, T], /) -> OffloadedFunction[P, T]: ...
 
@@ -259,29 +272,46 @@ class _LeaseDecorator:
 
     def __call__(self, view: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap ``view``, which gets its lease as the keyword argument ``lease``."""
+        if isinstance(view, type) or not callable(view):
+            raise TypeError(
+                f"with_lease() takes a view that is called with a request, not {view!r}. For a "
+                "class-based view decorate a method of it, such as get, or with "
+                "`@method_decorator(with_lease(...), name='dispatch')` the class."
+            )
         acquire = dict(self._acquire)
         if acquire["owner"] is None:
             name = getattr(view, "__qualname__", type(view).__qualname__)
             acquire["owner"] = f"{view.__module__}.{name}"
 
-        if iscoroutinefunction(view):
+        async def answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> HttpResponseBase:
+            try:
+                lease = await pools[self._pool].acquire(**acquire)
+            except (LeaseUnavailableError, LeasePoolNotStartedError) as error:
+                if not is_no_capacity(error):
+                    raise
+                return no_capacity_response(_request_of(args), error)
+            async with lease:
+                response = view(*args, lease=lease, **kwargs)
+                if inspect.isawaitable(response):
+                    response = await response
+                return cast("HttpResponseBase", response)
+
+        if _is_async(view):
 
             @functools.wraps(view)
             async def leased(*args: Any, **kwargs: Any) -> HttpResponseBase:
-                try:
-                    lease = await pools[self._pool].acquire(**acquire)
-                except (LeaseUnavailableError, LeasePoolNotStartedError) as error:
-                    if not is_no_capacity(error):
-                        raise
-                    return no_capacity_response(_request_of(args), error)
-                async with lease:
-                    response: HttpResponseBase = await view(*args, lease=lease, **kwargs)
-                    return response
+                return await answer(args, kwargs)
 
             return leased
 
         @functools.wraps(view)
-        def leased_sync(*args: Any, **kwargs: Any) -> HttpResponseBase:
+        def leased_sync(
+            *args: Any, **kwargs: Any
+        ) -> HttpResponseBase | Coroutine[Any, Any, HttpResponseBase]:
+            # Who calls it where a loop runs awaits the answer in the end, even if `view` is only
+            # known to be async when it returns a coroutine.
+            if _loop_runs_here() or any(map(_has_async_handlers, args[:1])):
+                return answer(args, kwargs)
             try:
                 lease = pools[self._pool].acquire_sync(**acquire)
             except (LeaseUnavailableError, LeasePoolNotStartedError) as error:
@@ -295,28 +325,90 @@ class _LeaseDecorator:
         return leased_sync
 
 
+@overload
 def with_lease(
-    pool: str = DEFAULT_ALIAS,
+    view: Callable[..., Coroutine[Any, Any, R]], /
+) -> Callable[..., Coroutine[Any, Any, R | HttpResponse]]: ...
+
+
+@overload
+def with_lease(view: Callable[..., R], /) -> Callable[..., R | HttpResponse]: ...
+
+
+@overload
+def with_lease(
+    pool: str = ...,
+    *,
+    timeout: float | None = ...,
+    workers: int | None = ...,
+    owner: str | None = ...,
+    lease_seconds: float | None = ...,
+) -> _LeaseDecorator: ...
+
+
+def with_lease(
+    pool: str | Callable[..., Any] = DEFAULT_ALIAS,
     *,
     timeout: float | None = None,
     workers: int | None = None,
     owner: str | None = None,
     lease_seconds: float | None = None,
-) -> _LeaseDecorator:
+) -> Any:
     """Decorate a view that gets a lease of ``pool`` as its keyword argument ``lease``.
 
-    When none comes in time, the client gets a 503 with ``Retry-After`` and the view is not called.
-    ``timeout``: seconds to wait; ``workers``: how many (default: a whole pool); ``owner``: free
-    text for logs (default: the view's name). The lease ends with the view: a streaming response
-    must take its own.
+    Works as ``@with_lease`` and as ``@with_lease(pool="reports", timeout=2.0)``. When none comes in
+    time, the client gets a 503 with ``Retry-After`` and the view is not called. ``timeout``:
+    seconds to wait; ``workers``: how many (default: a whole pool); ``owner``: free text for logs
+    (default: the view's name); ``lease_seconds``: seconds until it expires (``math.inf``: never).
+    The lease ends with the view: a streaming response must take its own.
     """
+    if lease_seconds != math.inf:
+        optional_duration("lease_seconds", lease_seconds)
     acquire = {
         "timeout": optional_duration("timeout", timeout),
-        "workers": workers,
-        "owner": owner,
+        "workers": None if workers is None else positive_int("workers", workers),
+        "owner": checked_owner(owner),
         "lease_seconds": lease_seconds,
     }
-    return _LeaseDecorator(pool, acquire)
+    if callable(pool):
+        return _LeaseDecorator(DEFAULT_ALIAS, acquire)(pool)
+    return _LeaseDecorator(_checked_pool(pool), acquire)
+
+
+def _checked_pool(pool: str) -> str:
+    if not isinstance(pool, str):
+        raise TypeError(f"pool must be an alias, such as 'default', not {pool!r}.")
+    if not pool:
+        raise ValueError("pool must be an alias, such as 'default', not ''.")
+    return pool
+
+
+def _is_async(view: Callable[..., Any]) -> bool:
+    """Whether calling ``view`` gives a coroutine, also by its class's ``__call__``."""
+    while isinstance(view, functools.partial):
+        view = view.func
+    called = getattr(type(view), "__call__", None)  # noqa: B004 - the function itself
+    return (
+        iscoroutinefunction(view)
+        or iscoroutinefunction(called)
+        or _has_async_handlers(getattr(view, "__self__", None))
+    )
+
+
+def _has_async_handlers(view: object) -> bool:
+    """Whether this is an async class-based view, whose ``dispatch`` is a plain method.
+
+    That returns a coroutine, and is called without a running loop where Django serves by WSGI.
+    """
+    return getattr(view, "view_is_async", False) is True
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _request_of(args: Iterable[Any]) -> HttpRequest | None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, assert_type
 
 import pytest
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.test import AsyncRequestFactory, RequestFactory
+from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory
+from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from pytest_django.fixtures import Settings
 
     from tests.conftest import LoopRunner
+
+pytestmark = pytest.mark.urls(__name__)
 
 THREADS = {"BACKEND": "thread", "WORKERS_PER_POOL": 2}
 PROCESSES = {"WORKERS_PER_POOL": 2}
@@ -215,15 +221,51 @@ def test_what_a_worker_cannot_run_is_refused_where_it_is_decorated(
         offload(function)
 
 
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": "2"}, {"call_timeout": -1}])
-def test_bad_options_are_refused_where_they_are_written(options: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=next(iter(options))):
-        offload(**options)(double)
-    with pytest.raises((TypeError, ValueError), match=next(iter(options))):
-        triple.options(**options)
-    if "timeout" in options:
-        with pytest.raises((TypeError, ValueError), match="timeout"):
+BAD_OPTIONS: list[dict[str, Any]] = [
+    {"timeout": 0},
+    {"timeout": "2"},
+    {"call_timeout": -1},
+    {"workers": 0},
+    {"workers": 1.5},
+    {"lease_seconds": -1},
+    {"lease_seconds": math.nan},
+    {"owner": 5},
+    {"pool": 5},
+    {"pool": ""},
+]
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS)
+def test_bad_options_are_refused_where_they_are_written(options: dict[str, Any]) -> None:
+    [name] = options
+    if name not in {"workers", "lease_seconds"}:
+        with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
+            offload(**options)(double)
+        with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
+            triple.options(**options)
+    if name != "call_timeout":
+        with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
             with_lease(**options)
+
+
+def test_no_pool_is_no_alias() -> None:
+    with pytest.raises(TypeError, match=r"^pool must be an alias, .* not None"):
+        with_lease(pool=None)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"^pool must be an alias, .* not None"):
+        offload(pool=None)(double)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("reports", r"write @offload\(pool='reports'\)"),
+        (5, "Decorate a function"),
+        (classmethod(lambda cls: None), "Write @classmethod above @offload"),
+    ],
+)
+def test_what_is_no_function_is_not_offloaded(wrong: Any, hint: str) -> None:
+    with pytest.raises(TypeError, match=hint):
+        offload(wrong)
 
 
 # -- with_lease -----------------------------------------------------------------------------------
@@ -263,6 +305,16 @@ def careless_sync(request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
     raise LeaseUnavailableError("from the view itself")
 
 
+@with_lease
+async def bare(request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+    return HttpResponse(f"{lease.owner} {await lease.run(double, 5)}")
+
+
+@with_lease
+def bare_sync(request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+    return HttpResponse(f"{lease.owner} {lease.run_sync(double, 5)}")
+
+
 def test_an_async_view_gets_a_lease(loop_runner: LoopRunner) -> None:
     response = loop_runner(report(AsyncRequestFactory().get("/"), 3))
     assert response.status_code == 200
@@ -294,6 +346,109 @@ def test_methods_are_views_too() -> None:
     response = Report.as_view()(RequestFactory().get("/"))
     assert isinstance(response, HttpResponse)
     assert response.content == b"10"
+
+
+def test_a_view_may_be_decorated_without_parentheses(loop_runner: LoopRunner) -> None:
+    response = loop_runner(bare(AsyncRequestFactory().get("/")))
+    assert response.content == b"tests.test_shortcuts.bare 10"
+    response = bare_sync(RequestFactory().get("/"))
+    assert response.content == b"tests.test_shortcuts.bare_sync 10"
+    assert inspect.iscoroutinefunction(bare)
+
+
+def test_a_class_is_no_view() -> None:
+    class Report(View): ...
+
+    others: list[Any] = [Report, None]
+    for other in others:
+        with pytest.raises(TypeError, match="@method_decorator.*name='dispatch'"):
+            with_lease()(other)
+
+
+@method_decorator(with_lease(), name="dispatch")
+class Dispatched(View):
+    async def get(self, request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+        assert pools["default"].stats().leases != ()
+        return HttpResponse(str(await lease.run(double, 5)))
+
+
+class Called:
+    """A view that is an object."""
+
+    async def __call__(self, request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+        return HttpResponse(str(await lease.run(double, 5)))
+
+
+def hidden(request: HttpRequest, lease: ExecutorLease) -> Any:
+    """Return a coroutine without being known as a coroutine function."""
+    return Called()(request, lease)
+
+
+ASYNC_AT_HEART = [
+    Dispatched.as_view(),
+    with_lease()(Called()),
+    with_lease()(functools.partial(Called())),
+    with_lease()(hidden),
+]
+
+
+@pytest.mark.parametrize("view", ASYNC_AT_HEART)
+def test_a_view_that_turns_out_to_be_async_holds_its_lease_to_the_end(
+    view: Any, loop_runner: LoopRunner
+) -> None:
+    async def serve() -> HttpResponse:
+        response: HttpResponse = await view(AsyncRequestFactory().get("/"))
+        return response
+
+    assert loop_runner(serve()).content == b"10"
+    assert pools["default"].stats().leases == ()
+
+
+@pytest.mark.parametrize("view", ASYNC_AT_HEART)
+def test_a_view_that_turns_out_to_be_async_waits_without_blocking_the_loop(
+    view: Any, gate: Gate, settings: Settings
+) -> None:
+    settings.LEASEPOOL = {"default": {**THREADS, "ACQUIRE_TIMEOUT": 0.1}}
+
+    async def crowd() -> None:
+        async with pools["default"].lease():
+            waiting = asyncio.create_task(_awaited(view(AsyncRequestFactory().get("/"))))
+            await async_wait_until(lambda: pools["default"].stats().waiting == 1)
+            response = await waiting
+        assert response.status_code == 503
+        assert int(response["Retry-After"]) >= 1
+
+    async def _awaited(answer: Any) -> Any:
+        return await answer
+
+    asyncio.run(crowd())
+
+
+def test_an_object_is_an_async_view_where_its_call_is() -> None:
+    assert inspect.iscoroutinefunction(with_lease()(Called()))
+    assert inspect.iscoroutinefunction(with_lease()(functools.partial(Called())))
+
+
+class DispatchedInBody(View):
+    @with_lease
+    def dispatch(self, request: HttpRequest, lease: ExecutorLease) -> Any:
+        return super().dispatch(request, lease=lease)
+
+    async def get(self, request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+        return await Dispatched().get(request, lease=lease)
+
+
+@pytest.mark.parametrize("url", ["/dispatched", "/dispatched-in-body"])
+def test_a_class_based_view_is_async_in_both_kinds_of_server(url: str, settings: Settings) -> None:
+    async def fetch() -> Any:
+        return await AsyncClient().get(url)
+
+    assert asyncio.run(fetch()).content == b"10"
+    assert Client().get(url).content == b"10"
+    settings.LEASEPOOL = {"default": {**THREADS, "ACQUIRE_TIMEOUT": 0.1}}
+    with pools["default"].lease_sync(), ThreadPoolExecutor(2) as others:
+        assert others.submit(asyncio.run, fetch()).result().status_code == 503
+        assert others.submit(Client().get, url).result().status_code == 503
 
 
 def test_without_a_lease_in_time_an_async_view_answers_503(gate: Gate) -> None:
@@ -358,6 +513,12 @@ def test_a_view_that_is_cancelled_while_it_waits_leaves_the_line(gate: Gate) -> 
             assert manager.stats().waiting == 0
 
     asyncio.run(crowd())
+
+
+urlpatterns = [
+    path("dispatched", Dispatched.as_view()),
+    path("dispatched-in-body", DispatchedInBody.as_view()),
+]
 
 
 # -- types (held by the type checker) -------------------------------------------------------------
