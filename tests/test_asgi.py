@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +21,6 @@ if TYPE_CHECKING:
 
     from tests.conftest import LoopRunner
 
-ROOT = Path(__file__).parents[1]
 THREADS: dict[str, Any] = {"BACKEND": "thread", "WORKERS_PER_POOL": 1}
 
 
@@ -213,43 +207,6 @@ def test_a_loop_that_ends_stops_the_pools() -> None:
 
     asyncio.run(live())
     assert running() == []
-
-
-def test_a_signal_reaches_the_servers_handler_when_the_loop_is_closed() -> None:
-    program = """
-import asyncio, os, signal
-import django
-
-django.setup()
-from tests.test_asgi import LeasePoolLifespan, STARTED, STARTUP, Server, no_lifespan
-
-def stop(number, frame):
-    print("told", number, flush=True)
-    os._exit(0)  # with a loop that was closed too early, there is no orderly end
-
-async def start():
-    server = Server(LeasePoolLifespan(no_lifespan))
-    assert await server.ask(STARTUP) == STARTED
-    await asyncio.sleep(0)
-    return server
-
-signal.signal(signal.SIGTERM, stop)
-loop = asyncio.new_event_loop()
-server = loop.run_until_complete(start())
-assert signal.getsignal(signal.SIGTERM) is not stop
-loop.close()
-signal.raise_signal(signal.SIGTERM)
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert ran.stdout == f"told {signal.SIGTERM.value}\n", ran.stderr
 
 
 # -- an inner lifespan ----------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from leasepool_django import (
     LeasePoolNotStartedError,
     UnknownAliasError,
     WorkerStartError,
-    handler,
     pools,
     run_in_pool,
     run_in_pool_sync,
@@ -367,50 +366,3 @@ def test_an_end_that_fails_for_one_is_tried_for_all_and_told(
         assert not pools["reports"].started
     pools.stop_all_sync()
     assert not pools["default"].started
-
-
-# -- settings that change -------------------------------------------------------------------------
-
-
-def test_a_changed_setting_stops_the_pools_and_makes_new_ones(settings: Settings) -> None:
-    old = pools["default"]
-    assert run_in_pool_sync(double, 1) == 2
-    settings.LEASEPOOL = {"default": {**THREADS, "WORKERS_PER_POOL": 1}}
-    assert not old.started
-    assert pools["default"] is not old
-    assert pools["default"].workers_per_pool == 1
-    assert run_in_pool_sync(double, 1) == 2
-
-
-def test_settings_that_change_while_they_are_read_are_read_again(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = handler.get_config
-    old: list[Any] = []
-
-    def read_slowly() -> Any:
-        configs = read()
-        if not old:
-            old.append(configs)
-            settings.LEASEPOOL = {"default": {**THREADS, "WORKERS_PER_POOL": 1}}
-        return configs
-
-    monkeypatch.setattr(handler, "get_config", read_slowly)
-    assert pools["default"].workers_per_pool == 1
-    assert len(old) == 1
-
-
-def test_other_settings_do_not_matter(settings: Settings) -> None:
-    manager = pools["default"]
-    settings.TIME_ZONE = "Europe/Berlin"
-    assert pools["default"] is manager
-
-
-def test_a_manager_out_of_service_says_so(settings: Settings) -> None:
-    old = pools["default"]
-    pools.reset()
-    with pytest.raises(LeasePoolNotStartedError, match=r"out of service.*pools\['default'\]"):
-        old.run_sync(double, 1)
-    with pytest.raises(LeasePoolNotStartedError, match="out of service"):
-        asyncio.run(old.run(double, 1))
-    assert not old.started

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.urls(__name__)
 
+ROOT = Path(__file__).parents[1]
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 MIDDLEWARE = ["leasepool_django.middleware.LeasePoolMiddleware"]
 
@@ -132,6 +137,47 @@ def test_who_waits_is_refused_and_what_runs_goes_on(number: signal.Signals, gate
         asyncio.run(live(told))
         assert received == [number]
         assert signal.getsignal(number) is stop
+
+
+def test_a_signal_reaches_the_servers_handler_when_the_loop_is_closed() -> None:
+    program = """
+import asyncio, os, signal
+import django
+
+django.setup()
+from leasepool_django.asgi import LeasePoolLifespan
+from tests.asgi_server import STARTED, STARTUP, Server
+
+def stop(number, frame):
+    print("told", number, flush=True)
+    os._exit(0)  # with a loop that was closed too early, there is no orderly end
+
+async def inner(scope, receive, send):
+    raise ValueError("no lifespan here")
+
+async def start():
+    server = Server(LeasePoolLifespan(inner))
+    assert await server.ask(STARTUP) == STARTED
+    await asyncio.sleep(0)
+    return server
+
+signal.signal(signal.SIGTERM, stop)
+loop = asyncio.new_event_loop()
+server = loop.run_until_complete(start())
+assert signal.getsignal(signal.SIGTERM) is not stop
+loop.close()
+signal.raise_signal(signal.SIGTERM)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ran.stdout == f"told {signal.SIGTERM.value}\n", ran.stderr
 
 
 def test_who_holds_a_lease_keeps_it_until_the_server_is_done() -> None:
