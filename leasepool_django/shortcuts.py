@@ -1,4 +1,7 @@
-"""What views call: ``run_in_pool``, ``with_lease`` and ``offload``, and their blocking twins."""
+"""What views call: ``run_in_pool``, ``with_lease`` and ``offload``, and their blocking twins.
+
+Long because both decorators exist once for running and once for type checkers.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+from dataclasses import dataclass, field, replace
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction
 from django.http import HttpRequest, HttpResponse
@@ -26,6 +29,7 @@ from .middleware import is_no_capacity, no_capacity_response
 __all__ = [
     "OffloadOptions",
     "OffloadedFunction",
+    "OffloadedMethod",
     "offload",
     "run_in_pool",
     "run_in_pool_sync",
@@ -33,6 +37,8 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R", bound=HttpResponseBase)
 
@@ -79,14 +85,16 @@ class OffloadOptions(Generic[P, T]):
     """An offloaded function with its settings: the pool's alias, seconds to wait, owner.
 
     ``timeout``: seconds to wait for a worker; ``call_timeout``: seconds the call may run;
-    ``None`` in either is as the alias has it.
+    ``None`` in either is as the alias has it. ``bound``: arguments sent before those of the call,
+    which is the instance of a method.
     """
 
-    function: Callable[P, T]
+    function: Callable[..., T]
     pool: str = DEFAULT_ALIAS
     timeout: float | None = None
     call_timeout: float | None = None
     owner: str | None = None
+    bound: tuple[Any, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         _checked_pool(self.pool)
@@ -100,7 +108,7 @@ class OffloadOptions(Generic[P, T]):
         options = pools[self.pool].options(
             timeout=self.timeout, call_timeout=self.call_timeout, owner=self.owner
         )
-        return options.run(self.function, *args, **kwargs)
+        return options.run(self.function, *self.bound, *args, **kwargs)
 
     def run_sync(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """``run`` for blocking code; ``RuntimeError`` on the thread of a running event loop."""
@@ -117,44 +125,18 @@ class OffloadOptions(Generic[P, T]):
             timeout=self.timeout, call_timeout=self.call_timeout, owner=self.owner
         )
         try:
-            return options.prepare_sync(self.function, *args, **kwargs)
+            return options.prepare_sync(self.function, *self.bound, *args, **kwargs)
         finally:
             del args, kwargs
 
 
-class OffloadedFunction(Generic[P, T]):
-    """A function that knows its pool; called plainly, it is the plain function.
-
-    ``await f.run(...)`` and ``f.run_sync(...)`` run it on a worker, ``f.options(...)`` with other
-    settings. It travels by name as functions do, so ``lease.run(f, ...)`` works too.
-    """
+class _Offloaded(Generic[P, T]):
+    """What functions and methods have in common: a plain callable and its options."""
 
     __wrapped__: Callable[P, T]
     __name__: str
     __qualname__: str
-
-    def __init__(
-        self,
-        function: Callable[P, T],
-        *,
-        pool: str = DEFAULT_ALIAS,
-        timeout: float | None = None,
-        call_timeout: float | None = None,
-        owner: str | None = None,
-    ) -> None:
-        _refuse_uncallable(function)
-        if iscoroutinefunction(function):
-            raise TypeError(
-                f"offload() takes plain functions, and {function!r} is a coroutine function. "
-                "Offload the part of it that keeps a processor busy, and await the rest as it is."
-            )
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(
-                f"offload() takes functions that return their result, and {function!r} is a "
-                "generator function. Return a list."
-            )
-        functools.update_wrapper(self, function)
-        self._options = OffloadOptions(self, pool, timeout, call_timeout, owner)
+    _options: OffloadOptions[P, T]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the function here and now."""
@@ -183,13 +165,65 @@ class OffloadedFunction(Generic[P, T]):
     ) -> OffloadOptions[P, T]:
         """Return the function with other settings; what is left out stays as it is."""
         mine = self._options
-        return OffloadOptions(
-            self,
-            mine.pool if pool is None else pool,
-            mine.timeout if timeout is None else timeout,
-            mine.call_timeout if call_timeout is None else call_timeout,
-            mine.owner if owner is None else owner,
+        return replace(
+            mine,
+            pool=mine.pool if pool is None else pool,
+            timeout=mine.timeout if timeout is None else timeout,
+            call_timeout=mine.call_timeout if call_timeout is None else call_timeout,
+            owner=mine.owner if owner is None else owner,
         )
+
+    def __repr__(self) -> str:
+        return f"<offloaded {self.__module__}.{self.__qualname__} on {self._options.pool!r}>"
+
+
+class OffloadedFunction(_Offloaded[P, T]):
+    """A function that knows its pool; called plainly, it is the plain function.
+
+    ``await f.run(...)`` and ``f.run_sync(...)`` run it on a worker, ``f.options(...)`` with other
+    settings. It travels by name as functions do, so ``lease.run(f, ...)`` works too. In a class it
+    is a method: ``instance.f.run(...)`` sends the instance along, which must be picklable.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, T],
+        *,
+        pool: str = DEFAULT_ALIAS,
+        timeout: float | None = None,
+        call_timeout: float | None = None,
+        owner: str | None = None,
+    ) -> None:
+        _refuse_uncallable(function)
+        if iscoroutinefunction(function):
+            raise TypeError(
+                f"offload() takes plain functions, and {function!r} is a coroutine function. "
+                "Offload the part of it that keeps a processor busy, and await the rest as it is."
+            )
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"offload() takes functions that return their result, and {function!r} is a "
+                "generator function. Return a list."
+            )
+        functools.update_wrapper(self, function)
+        self._options = OffloadOptions(self, pool, timeout, call_timeout, owner)
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None, /) -> OffloadedFunction[P, T]: ...
+
+    @overload
+    def __get__(
+        self: OffloadedFunction[Concatenate[S, Q], T], instance: S, owner: type | None = None, /
+    ) -> OffloadedMethod[Q, T]: ...
+
+    def __get__(self, instance: Any, owner: type | None = None, /) -> Any:
+        if instance is None:
+            return self
+        bind: Callable[..., Any] = getattr(self.__wrapped__, "__get__", lambda *_: None)
+        method = bind(instance, owner)
+        # A static method, or a callable that is no function, does not bind.
+        bound = getattr(method, "__self__", None) is instance
+        return OffloadedMethod(method, self._options, instance) if bound else self
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         path = f"{self.__module__}:{self.__qualname__}"
@@ -203,8 +237,19 @@ class OffloadedFunction(Generic[P, T]):
         # `fast = offload(plain)`: the name leads to the plain function, and that is what is sent.
         return pkgutil.resolve_name, (path,)
 
-    def __repr__(self) -> str:
-        return f"<offloaded {self.__module__}.{self.__qualname__} on {self._options.pool!r}>"
+
+class OffloadedMethod(_Offloaded[P, T]):
+    """An offloaded function bound to an instance, which is sent as its first argument."""
+
+    def __init__(
+        self, method: Callable[P, T], options: OffloadOptions[P, T], instance: object
+    ) -> None:
+        functools.update_wrapper(self, method, updated=())
+        self.__self__ = instance
+        self._options = replace(options, bound=(instance,))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.__self__, self.__name__)
 
 
 def _refuse_uncallable(function: object) -> None:

@@ -1,4 +1,4 @@
-"""``run_in_pool``, ``offload`` and ``with_lease``: what views call."""
+"""``run_in_pool`` and ``with_lease``: what views call; ``offload`` is in ``test_offload``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import asyncio
 import functools
 import inspect
 import math
-import os
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, assert_type
 
@@ -21,7 +19,6 @@ from django.views import View
 
 from leasepool_django import (
     ExecutorLease,
-    LeaseTimeoutError,
     LeaseUnavailableError,
     offload,
     pools,
@@ -29,8 +26,8 @@ from leasepool_django import (
     run_in_pool_sync,
     with_lease,
 )
-from leasepool_django.shortcuts import OffloadedFunction, OffloadOptions
-from tests.django_jobs import Gate, describe, double, fail, gates, quadruple, through_gate, triple
+from leasepool_django.shortcuts import OffloadedFunction
+from tests.django_jobs import Gate, describe, double, fail, gates, quadruple, triple
 from tests.waiting import async_wait_until
 
 if TYPE_CHECKING:
@@ -97,175 +94,6 @@ def test_blocking_a_running_loop_is_refused_with_the_way_out() -> None:
         assert await asyncio.to_thread(run_in_pool_sync, double, 2) == 4
 
     asyncio.run(view())
-
-
-# -- offload --------------------------------------------------------------------------------------
-
-
-def test_an_offloaded_function_is_the_plain_function_when_called() -> None:
-    assert triple(3) == 9
-    assert quadruple(2, plus=1) == 9
-    assert not any(manager.started for manager in pools.values())
-    assert triple.__name__ == "triple"
-    assert triple.__doc__ == "Three times as much."
-    assert str(inspect.signature(quadruple)) == "(number: 'int', *, plus: 'int' = 0) -> 'int'"
-    assert repr(quadruple) == "<offloaded tests.django_jobs.quadruple on 'reports'>"
-
-
-def test_an_offloaded_function_runs_on_its_pool(loop_runner: LoopRunner) -> None:
-    assert loop_runner(triple.run(3)) == 9
-    assert triple.run_sync(4) == 12
-    assert (pools["default"].started, pools["reports"].started) == (True, False)
-    assert loop_runner(quadruple.run(2, plus=1)) == 9
-    assert quadruple.run_sync(2) == 8
-    assert pools["reports"].started
-
-
-def test_an_offloaded_function_runs_in_another_process(backend: str) -> None:
-    if backend == "process":
-        assert where.run_sync() != os.getpid()
-    else:
-        assert where.run_sync() == os.getpid()
-
-
-@offload
-def where() -> int:
-    return os.getpid()
-
-
-def test_an_offloaded_function_is_sent_like_any_other(loop_runner: LoopRunner) -> None:
-    async def view() -> tuple[int, int]:
-        async with pools["reports"].lease() as lease:
-            return await asyncio.gather(lease.run(triple, 1), lease.run(quadruple, 2, plus=3))
-
-    assert list(loop_runner(view())) == [3, 11]
-    assert run_in_pool_sync(triple, 5) == 15
-
-
-def test_a_function_of_somebody_else_can_be_offloaded_under_any_name(
-    loop_runner: LoopRunner,
-) -> None:
-    mine = offload(double)
-    assert mine(2) == 4
-    assert mine.run_sync(3) == 6
-
-    async def view() -> int:
-        async with pools["default"].lease(workers=1) as lease:
-            return await lease.run(mine, 4)
-
-    assert loop_runner(view()) == 8
-
-
-def test_an_offloaded_function_travels_by_name() -> None:
-    assert pickle.loads(pickle.dumps(triple)) is triple
-    assert pickle.loads(pickle.dumps(offload(double))) is double
-    assert pickle.loads(pickle.dumps([quadruple, {"f": triple}])) == [quadruple, {"f": triple}]
-
-
-def test_one_that_has_no_name_to_travel_by_cannot() -> None:
-    @offload
-    def nested() -> None: ...
-
-    with pytest.raises((AttributeError, pickle.PicklingError)):
-        pickle.dumps(nested)
-
-
-def test_options_change_what_they_name(gate: Gate) -> None:
-    options = quadruple.options(timeout=0.05)
-    assert options == OffloadOptions(quadruple, "reports", 0.05, None, "quadruple")
-    assert options.run_sync(2, plus=1) == 9
-    assert triple.options(pool="reports").pool == "reports"
-
-    async def crowd() -> None:
-        gated = offload(through_gate)
-        busy = [asyncio.create_task(gated.run("test")) for _ in range(2)]
-        for _ in busy:
-            await async_wait_until(lambda: gate.entered.acquire(blocking=False))
-        with pytest.raises(LeaseTimeoutError):
-            await triple.options(timeout=0.05).run(1)
-        owners = {w.owner for p in pools["default"].stats().pools for w in p.workers}
-        assert owners == {None}
-        gate.open.set()
-        assert await asyncio.gather(*busy) == ["passed", "passed"]
-
-    asyncio.run(crowd())
-
-
-def test_an_owner_shows_who_is_busy(gate: Gate) -> None:
-    async def look() -> None:
-        call = asyncio.create_task(offload(through_gate).options(owner="look").run("test"))
-        await async_wait_until(lambda: gate.entered.acquire(blocking=False))
-        owners = {w.owner for p in pools["default"].stats().pools for w in p.workers}
-        assert "look" in owners
-        gate.open.set()
-        await call
-
-    asyncio.run(look())
-
-
-async def coroutine_function() -> None: ...
-
-
-def generator_function() -> Iterator[int]:
-    yield 1
-
-
-@pytest.mark.parametrize(
-    ("function", "reason"),
-    [(coroutine_function, "coroutine function"), (generator_function, "generator function")],
-)
-def test_what_a_worker_cannot_run_is_refused_where_it_is_decorated(
-    function: Callable[..., Any], reason: str
-) -> None:
-    with pytest.raises(TypeError, match=reason):
-        offload(function)
-
-
-BAD_OPTIONS: list[dict[str, Any]] = [
-    {"timeout": 0},
-    {"timeout": "2"},
-    {"call_timeout": -1},
-    {"workers": 0},
-    {"workers": 1.5},
-    {"lease_seconds": -1},
-    {"lease_seconds": math.nan},
-    {"owner": 5},
-    {"pool": 5},
-    {"pool": ""},
-]
-
-
-@pytest.mark.parametrize("options", BAD_OPTIONS)
-def test_bad_options_are_refused_where_they_are_written(options: dict[str, Any]) -> None:
-    [name] = options
-    if name not in {"workers", "lease_seconds"}:
-        with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
-            offload(**options)(double)
-        with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
-            triple.options(**options)
-    if name != "call_timeout":
-        with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
-            with_lease(**options)
-
-
-def test_no_pool_is_no_alias() -> None:
-    with pytest.raises(TypeError, match=r"^pool must be an alias, .* not None"):
-        with_lease(pool=None)  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match=r"^pool must be an alias, .* not None"):
-        offload(pool=None)(double)  # type: ignore[call-overload]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "hint"),
-    [
-        ("reports", r"write @offload\(pool='reports'\)"),
-        (5, "Decorate a function"),
-        (classmethod(lambda cls: None), "Write @classmethod above @offload"),
-    ],
-)
-def test_what_is_no_function_is_not_offloaded(wrong: Any, hint: str) -> None:
-    with pytest.raises(TypeError, match=hint):
-        offload(wrong)
 
 
 # -- with_lease -----------------------------------------------------------------------------------
@@ -356,12 +184,28 @@ def test_a_view_may_be_decorated_without_parentheses(loop_runner: LoopRunner) ->
     assert inspect.iscoroutinefunction(bare)
 
 
+BAD: dict[str, list[Any]] = {
+    "timeout": [0, "2"],
+    "workers": [0, 1.5],
+    "owner": [5],
+    "pool": [None, ""],
+}
+BAD["lease_seconds"] = [-1, math.nan]
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, value) for n in BAD for value in BAD[n]])
+def test_bad_options_are_refused_where_they_are_written(name: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
+        with_lease(**{name: value})
+    with_lease(lease_seconds=math.inf)
+
+
 def test_a_class_is_no_view() -> None:
     class Report(View): ...
 
     others: list[Any] = [Report, None]
     for other in others:
-        with pytest.raises(TypeError, match="@method_decorator.*name='dispatch'"):
+        with pytest.raises(TypeError, match=r"@method_decorator.*name='dispatch'"):
             with_lease()(other)
 
 

@@ -58,6 +58,33 @@ async def by_alias() -> None:
     assert_type(await pools["reports"].run(score, {"a": 1.0}), float)
 
 
+class Scale:
+    """Has methods that are offloaded."""
+
+    @offload
+    def apply(self, number: int, *, plus: int = 0) -> float:
+        """Scale a number."""
+        return float(number + plus)
+
+    @staticmethod
+    @offload
+    def twice(number: int) -> int:
+        """Double a number."""
+        return 2 * number
+
+
+async def offloaded_methods(scale: Scale) -> None:
+    """A method's instance is bound, on the way to a worker too."""
+    assert_type(scale.apply(3), float)
+    assert_type(await scale.apply.run(3, plus=1), float)
+    assert_type(scale.apply.options(timeout=1).run_sync(3), float)
+    assert_type(Scale.apply(scale, 3), float)
+    assert_type(Scale.twice.run_sync(3), int)
+    scale.apply("3")  # type: ignore[arg-type]
+    await scale.apply.run()  # type: ignore[call-arg]
+    Scale.apply(3)  # type: ignore[call-arg, arg-type]
+
+
 async def offloaded() -> None:
     """A plain call, and both ways to a worker."""
     assert_type(score({"a": 1.0}), float)
@@ -98,3 +125,24 @@ async def view(request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
 def sync_view(request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
     """Stay a view."""
     return JsonResponse({"n": lease.run_sync(count, 3)})
+
+
+@with_lease
+async def bare_view(request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+    """Stay a view, without parentheses too."""
+    return JsonResponse({"n": await lease.run(count, 3)})
+
+
+@with_lease
+def bare_sync_view(request: HttpRequest, lease: ExecutorLease) -> HttpResponse:
+    """Stay a view."""
+    return JsonResponse({"n": lease.run_sync(count, 3)})
+
+
+async def views() -> None:
+    """Async views stay async."""
+    assert_type(await view(HttpRequest()), HttpResponse)
+    assert_type(await bare_view(HttpRequest()), HttpResponse)
+    assert_type(bare_sync_view(HttpRequest()), HttpResponse)
+    with_lease(pool=None)  # type: ignore[call-overload]
+    with_lease(timeout="2")  # type: ignore[call-overload]
