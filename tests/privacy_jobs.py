@@ -15,6 +15,13 @@ def fails_with(secret: str) -> None:
     raise ValueError(len(secret))
 
 
+@sensitive_variables("secret")
+def fails_beside(secret: str) -> None:
+    """Fail while holding a secret, and a variable that is none."""
+    note = f"{len(secret)} characters"
+    raise ValueError(note)
+
+
 def square(value: int) -> int:
     """Be a pool's work."""
     return value * value

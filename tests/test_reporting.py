@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +18,7 @@ from django.core.signals import got_request_exception
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.urls import path
+from django.views.debug import SafeExceptionReporterFilter
 
 from leasepool_django import pools, run_in_pool_sync
 from leasepool_django.asgi import LeasePoolLifespan
@@ -23,13 +29,22 @@ if TYPE_CHECKING:
     from pytest_django.fixtures import Settings
 
 
+ROOT = Path(__file__).parents[1]
+
+
 def failing(request: HttpRequest) -> HttpResponse:
     """Let a worker fail."""
     run_in_pool_sync(jobs.fails_with, "the very secret text")
     return HttpResponse()
 
 
-urlpatterns = [path("failing/", failing)]
+def keeping(request: HttpRequest) -> HttpResponse:
+    """Let a worker fail; the secret is not spelled out here, since the page shows this line."""
+    run_in_pool_sync(jobs.fails_beside, " ".join(("what", "nobody", "may", "read")))
+    return HttpResponse()
+
+
+urlpatterns = [path("failing/", failing), path("keeping/", keeping)]
 
 
 @pytest.fixture
@@ -61,14 +76,45 @@ def test_error_reporting_is_told_once(running: None, caplog: pytest.LogCaptureFi
     assert records[0].exc_info is not None
 
 
-def test_the_debug_page_shows_the_workers_frame_and_no_secret(
-    running: None, settings: Settings
-) -> None:
-    """With its source line; ``@sensitive_variables`` holds across the border."""
-    settings.DEBUG = True
-    page = Client(raise_request_exception=False).get("/failing/").content.decode()
-    assert "raise ValueError(len(secret))" in page
-    assert "fails_with" in page
+SECRET_PAGE = """
+import django
+from django.test import Client
+from django.test.utils import override_settings
+
+if __name__ == "__main__":
+    django.setup()
+    with override_settings(ROOT_URLCONF="tests.test_reporting"):
+        response = Client(raise_request_exception=False).get("/keeping/")
+    assert response.status_code == 500
+    print(response.content.decode())
+"""
+
+
+def test_the_debug_page_shows_the_workers_frame_and_no_secret() -> None:
+    """With its source line and variables; ``@sensitive_variables`` holds across the border."""
+    ran = subprocess.run(
+        [sys.executable, "-c", SECRET_PAGE],
+        cwd=ROOT,
+        # Settings that turn DEBUG on here and, as they are read there too, in the worker.
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "tests.worker_settings",
+            "WORKER_DEBUG": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    page = html.unescape(ran.stdout)
+    assert "you have <code>DEBUG = True</code>" in page
+    assert f'<code class="fname">{jobs.__file__}</code>' in page
+    assert "raise ValueError(note)" in page
+    assert "'20 characters'" in page
+    assert "<td>secret</td>" in page
+    assert SafeExceptionReporterFilter.cleansed_substitute in page
+    assert "what nobody may read" not in page
 
 
 def test_channels_router_inside_has_no_lifespan_and_is_served(running: None) -> None:
