@@ -8,6 +8,7 @@ from . import views
 
 urlpatterns = [
     path("alive", views.alive),
+    path("line", views.line),
     path("once/async", views.once_async),
     path("once/sync", views.once_sync),
     path("lease/async", views.lease_async),

@@ -29,6 +29,12 @@ def alive(request: HttpRequest) -> JsonResponse:
     )
 
 
+async def line(request: HttpRequest) -> JsonResponse:
+    """Tell how many callers wait in line, and how many workers are busy."""
+    stats = pools["default"].stats()
+    return JsonResponse({"waiting": stats.waiting, "busy": stats.busy_workers})
+
+
 async def once_async(request: HttpRequest) -> JsonResponse:
     """One call."""
     return JsonResponse({"results": [await run_in_pool(jobs.double, 21)]})
