@@ -64,10 +64,14 @@ def shop(settings: Settings, tmp_path: Path) -> Iterator[None]:
 def full(settings: Settings) -> Iterator[None]:
     """Somebody else has the only worker, and nobody likes to wait."""
     settings.LEASEPOOL = {"default": {"WORKERS_PER_POOL": 1, "ACQUIRE_TIMEOUT": 0.05}}
+    lease = pools["default"].lease_sync(owner="somebody")
+    # On a thread of its own throughout: who holds the lease would wait for itself.
     with ThreadPoolExecutor(1) as somebody:
-        lease = somebody.submit(pools["default"].acquire_sync, owner="somebody").result()
-        with lease:
+        somebody.submit(lease.__enter__).result()
+        try:
             yield
+        finally:
+            somebody.submit(lease.__exit__, None, None, None).result()
 
 
 # -- uploads --------------------------------------------------------------------------------------

@@ -328,20 +328,17 @@ def test_the_views_own_errors_are_its_own(loop_runner: LoopRunner) -> None:
     assert pools["default"].stats().leases == ()
 
 
-def test_a_view_that_would_wait_for_itself_is_told_so(
-    gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(**_: object) -> ExecutorLease:
-        raise LeaseUnavailableError("it would wait for itself", waits_for_itself=True)
+def test_a_view_that_would_wait_for_itself_is_told_so(gate: Gate) -> None:
+    async def crowd() -> None:
+        async with pools["default"].lease():
+            await impatient(AsyncRequestFactory().get("/"))
 
-    async def refuse_async(**_: object) -> ExecutorLease:
-        return refuse()
-
-    monkeypatch.setattr(pools["default"], "acquire", refuse_async)
-    monkeypatch.setattr(pools["default"], "acquire_sync", refuse)
     with pytest.raises(LeaseUnavailableError, match="it would wait for itself"):
-        asyncio.run(impatient(AsyncRequestFactory().get("/")))
-    with pytest.raises(LeaseUnavailableError, match="it would wait for itself"):
+        asyncio.run(crowd())
+    with (
+        pools["default"].lease_sync(),
+        pytest.raises(LeaseUnavailableError, match="it would wait for itself"),
+    ):
         impatient_sync(RequestFactory().get("/"))
 
 
