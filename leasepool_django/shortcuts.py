@@ -21,7 +21,7 @@ from django.http.response import HttpResponseBase
 from .conf import DEFAULT_ALIAS
 from .engine.calls import checked_owner
 from .engine.config import optional_duration, positive_int
-from .engine.coroutines import coroutine_function
+from .engine.coroutines import coroutine_function, refuse_running_loop
 from .exceptions import LeasePoolNotStartedError, LeaseUnavailableError
 from .handler import pools
 from .middleware import is_no_capacity, no_capacity_response
@@ -64,20 +64,12 @@ def run_in_pool_sync(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -
 
     Raises ``RuntimeError`` on the thread of a running event loop, which it would block.
     """
-    _refuse_running_loop("run_in_pool_sync(...)", "await run_in_pool(...)")
+    refuse_running_loop("run_in_pool_sync(...)", "await run_in_pool(...)")
     try:
         run = pools[DEFAULT_ALIAS].prepare_sync(fn, *args, **kwargs)
     finally:
         del args, kwargs
     return run()
-
-
-def _refuse_running_loop(spelling: str, instead: str) -> None:
-    if _loop_runs_here():
-        raise RuntimeError(
-            f"{spelling} would block the event loop that runs on this thread, and everything it "
-            f"serves, until the call has ended. Use `{instead}` instead."
-        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,6 @@ class OffloadOptions(Generic[P, T]):
 
     def prepare_sync(self, *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
         """``run_sync`` in two steps: what is returned runs the call."""
-        _refuse_running_loop("run_sync(...)", "await run(...)")
         options = pools[self.pool].options(
             timeout=self.timeout, call_timeout=self.call_timeout, owner=self.owner
         )
