@@ -29,7 +29,7 @@ from .exceptions import (
 )
 from .worker import in_inline_call, in_worker
 
-__all__ = ["AliasManager", "Pools", "UnknownAliasError", "pools"]
+__all__ = ["AliasManager", "Pools", "pools"]
 
 
 class AliasManager(LeasedExecutorManager):

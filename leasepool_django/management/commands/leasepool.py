@@ -27,8 +27,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from ...backends.base import Backend, resolve
 from ...backends.process.texts import type_name
 from ...engine import ExecutorLease, LeasedExecutorManager
-from ...exceptions import CallTimeoutError, LeasePoolError, WorkerStartError
-from ...handler import UnknownAliasError, pools
+from ...exceptions import CallTimeoutError, LeasePoolError, UnknownAliasError, WorkerStartError
+from ...handler import pools
 from ..calls import Call, Outcome, check_bare_call, find_function, parse_calls, run_call
 from ..failures import failure_of
 from ..parsing import Once, SubcommandParser, add_common_options, to_count, to_seconds
