@@ -153,6 +153,10 @@ def frozen() -> None:
     raise kinds.Frozen(5)
 
 
+def unchangeable() -> None:
+    raise kinds.Unchangeable("as it is")
+
+
 def reduces_without_args() -> None:
     raise kinds.ReducesWithoutArgs("kept", threading.Lock())
 
@@ -281,6 +285,12 @@ def odd_notes() -> None:
     raise error
 
 
+def notes_in_a_tuple() -> None:
+    error = ValueError("noted")
+    error.__notes__ = ("one",)  # type: ignore[assignment]
+    raise error
+
+
 def many_notes() -> None:
     error = ValueError("noted")
     for number in range(1_000):
@@ -294,12 +304,14 @@ JOBS: tuple[Callable[[], object], ...] = (
     fails_with_a_cause, fails_while_handling, fails_with_suppressed_context,
     fails_after_an_iterator, fails_with_a_group, fails_with_a_group_of_trouble,
     fails_with_a_large_group, fails_with_a_deep_group, fails_with_a_hidden_group,
-    fails_in_a_circle, fails_in_a_long_chain, recurses, composes, frozen, reduces_without_args,
-    exits, interrupts, closes, cancels, stops, stops_async, raises_own_base, also_cancels,
+    fails_in_a_circle, fails_in_a_long_chain, recurses, composes, frozen, unchangeable,
+    reduces_without_args, exits, interrupts, closes, cancels, stops, stops_async,
+    raises_own_base, also_cancels,
     exits_in_a_group, needs_arguments, holds_lock, holds_a_lot, says_a_lot, reduce_raises,
     reduce_exits, rebuild_exits, rebuilds_as_text, rebuilds_as_exit, rebuilt_in_worker_only,
     rebuilt_as_exit_in_parent, unprintable, unprintable_and_unpicklable, unpicklable_cause,
-    local_class, defined_in_main, hostile_notes, unreadable_notes, odd_notes, many_notes,
+    local_class, defined_in_main, hostile_notes, unreadable_notes, odd_notes,
+    notes_in_a_tuple, many_notes,
 )  # fmt: skip
 
 

@@ -28,6 +28,24 @@ class Frozen(Exception):  # noqa: N818
         return Frozen, (self.code,)
 
 
+class Unchangeable(Exception):  # noqa: N818
+    """Nothing can be set on it, its traceback and its notes included."""
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise TypeError(f"{name} cannot be set")
+
+
+class RaisesOnArrival:
+    """An argument whose unpickling raises an exception that forbids changes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return raise_unchangeable, ()
+
+
+def raise_unchangeable() -> NoReturn:
+    raise Unchangeable("on arrival")
+
+
 class ReducesWithoutArgs(Exception):  # noqa: N818
     """Its args cannot be pickled, and its __reduce__ does without them."""
 

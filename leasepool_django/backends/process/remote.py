@@ -35,6 +35,8 @@ __all__ = [
     "decode_record",
     "encode_exception",
     "encode_record",
+    "forget_frames",
+    "note",
     "resolve",
 ]
 
@@ -80,12 +82,27 @@ def resolve(name: str) -> Callable[..., Any]:
             for part in qualname.split("."):
                 found = getattr(found, part)
         except BaseException as error:
-            error.add_note(f"The worker was looking for the function {name!r}.")
+            note(error, f"The worker was looking for the function {name!r}.")
             raise
         if len(_resolved) >= _MAX_RESOLVED:
             _resolved.clear()
         function = _resolved[name] = found
     return function
+
+
+def note(exc: BaseException, text: str) -> None:
+    """Add a note to ``exc``, also where its class forbids changes or has notes of another kind."""
+    noted = _DICT.__get__(exc)
+    notes = noted.get("__notes__")
+    if issubclass(type(notes), list):
+        list.append(notes, text)  # as add_note() does it, without code of a subclass
+    else:
+        noted["__notes__"] = [*notes, text] if type(notes) is tuple else [text]
+
+
+def forget_frames(exc: BaseException) -> None:
+    """Let go of the frames of ``exc``, which hold their variables, whatever its class forbids."""
+    _TRACEBACK.__set__(exc, None)
 
 
 class _Node(NamedTuple):
@@ -229,6 +246,9 @@ class _Encoder:
                 return None, f"it is nested in more than {MAX_GROUP_DEPTH} other groups"
             for member in _MEMBERS.__get__(exc):
                 members[id(member)] = self._link(member, position, into_group=1)
+        # They travel by themselves, and one that forbids changes could not be given them again.
+        noted = _DICT.__get__(exc)
+        notes = noted.pop("__notes__") if type(noted.get("__notes__")) is list else None
         try:
             try:
                 pickled = _dumps((exc, _ARGS.__get__(exc)), members)
@@ -239,6 +259,9 @@ class _Encoder:
                 f"it cannot be pickled ({type_name(error)}: {text_of(error, 300)}); keep only "
                 "simple values in it or give its class a __reduce__"
             )
+        finally:
+            if notes is not None:
+                noted["__notes__"] = notes
         if len(pickled) > self._bytes_left:
             return None, f"its pickle is too large ({len(pickled):,} bytes)"
         try:

@@ -163,7 +163,9 @@ class _Runner:
             try:
                 reference, args, kwargs, captured = load(body)
             except BaseException as error:
-                error.add_note("Raised in the worker, when it unpickled the call's arguments.")
+                from .remote import note
+
+                note(error, "Raised in the worker, when it unpickled the call's arguments.")
                 raise
             if type(reference) is str:
                 function = self.functions.get(reference)
@@ -189,11 +191,13 @@ class _Runner:
                 del buffers
             del result
         except BaseException as error:  # noqa: BLE001 - the caller gets it, whatever it is
+            from .remote import forget_frames
+
             args = kwargs = captured = result = None  # noqa: F841 - what they hold is let go
             kind = wire.ERROR
             out = self._failure(error)
             # The traceback holds the function's frames and so its arguments.
-            error.__traceback__ = None
+            forget_frames(error)
             del error
         if getpid() != self.link.pid:
             os._exit(0)  # the function forked, and this is the child coming back

@@ -1,0 +1,91 @@
+"""Every kind of exception, raised in real workers: the right error, and a worker that lives on."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from leasepool_django import RemoteError
+from leasepool_django.backends.process import remote
+from tests import exception_jobs as jobs
+from tests import exception_kinds as kinds
+from tests import process_jobs
+from tests.arrivals import arrived
+from tests.process_pools import running
+
+each_method = pytest.mark.parametrize("method", ["forkserver", "spawn"])
+
+# Its class is made by the process that raises it.
+NOT_COMPARED = {jobs.defined_in_main}
+
+
+def outcome(call: Callable[[], object]) -> Exception:
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - it is what the caller got
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def notes(error: Exception) -> list[str]:
+    """Return its notes; how many frames it had depends on who called."""
+    return [re.sub(r"\d+ frames", "n frames", text) for text in vars(error).get("__notes__", [])]
+
+
+@each_method
+def test_every_kind_of_exception_costs_its_own_call_only(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same worker runs all of them, one after the other, with a good call after each."""
+    with ExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setenv(kinds.IN_WORKER, "1")  # workers keep it
+            manager = stack.enter_context(running(mp_context=method))
+        pid = manager.run_sync(os.getpid)
+        for job in jobs.JOBS:
+            error = outcome(lambda job=job: manager.run_sync(job))  # type: ignore[misc]
+            if job not in NOT_COMPARED:
+                expected = arrived(job)
+                assert type(error) is type(expected), job
+                assert notes(error) == notes(expected), job
+                if isinstance(error, RemoteError):
+                    assert isinstance(expected, RemoteError)
+                    assert (error.type_name, error.text) == (expected.type_name, expected.text)
+            assert manager.run_sync(os.getpid) == pid, job
+        assert manager.stats().workers_crashed == 0
+
+
+@each_method
+def test_arguments_may_raise_what_forbids_changes(method: str) -> None:
+    with running(mp_context=method) as manager:
+        pid = manager.run_sync(os.getpid)
+        with pytest.raises(kinds.Unchangeable, match="on arrival") as caught:
+            manager.run_sync(process_jobs.echo, kinds.RaisesOnArrival())
+        assert caught.value.__notes__ == [
+            "Raised in the worker, when it unpickled the call's arguments."
+        ]
+        assert manager.run_sync(os.getpid) == pid
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, ["more"]), (("one",), ["one", "more"]), (["one"], ["one", "more"]), (7, ["more"])],
+)
+def test_a_note_is_added_whatever_was_there(before: object, after: list[str]) -> None:
+    error = kinds.Unchangeable("noted")
+    if before is not None:
+        vars(error)["__notes__"] = before
+    remote.note(error, "more")
+    assert error.__notes__ == after
+
+
+def test_a_note_is_added_without_the_code_of_a_list_of_ones_own() -> None:
+    notes = kinds.UnreadableNotes(["one"])
+    error = ValueError("noted")
+    error.__notes__ = notes
+    remote.note(error, "more")
+    assert len(notes) == 2
