@@ -417,6 +417,10 @@ def raise_odd() -> NoReturn:
     raise OddError("odd", 7)
 
 
+def raise_large(size: int) -> NoReturn:
+    raise ValueError("x" * size)
+
+
 def raise_chained() -> NoReturn:
     try:
         _divide(1, 0)

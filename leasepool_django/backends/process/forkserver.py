@@ -36,6 +36,7 @@ def main(source: BinaryIO, control_fd: str, parent: str) -> None:
     mark_worker()
     source.close()
     control = socket.socket(fileno=int(control_fd))
+    control.settimeout(None)  # see link.Link
     # It came here through exec and must not go further with that.
     os.set_inheritable(control.fileno(), False)
     server = ForkServer(control, int(parent))

@@ -26,6 +26,9 @@ class Link:
     """This worker's end of its socket; several threads may log while the main one works."""
 
     def __init__(self, channel: socket.socket) -> None:
+        # Whatever socket.setdefaulttimeout() says here or said in the server, which made the
+        # descriptor: that it does not block came along with it.
+        channel.settimeout(None)
         self.channel = channel
         self.pid = os.getpid()
         self._lock = threading.RLock()
