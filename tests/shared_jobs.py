@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 kept: list[Any] = []
+
+
+def open_files(count: int) -> list[int]:
+    """Open files and keep them; return their numbers."""
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+    kept.extend(opened)
+    return opened
+
+
+def are_open(numbers: list[int]) -> bool:
+    """Whether the descriptors are what ``open_files`` made of them."""
+    return {os.readlink(f"/proc/self/fd/{number}") for number in numbers} == {os.devnull}  # noqa: PTH115
+
+
+def descriptors_left(count: int | None) -> int:
+    """Let this worker open ``count`` more descriptors, or as many as ever; return its pid."""
+    listed = list(Path("/proc/self/fd").iterdir())
+    used = {int(entry.name) for entry in listed if entry.exists()}  # not that of the listing
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = hard
+    if count is not None:
+        limit = [number for number in range(256) if number not in used][count]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return os.getpid()
+
+
+def memory_left(size: int | None) -> int:
+    """Let this worker map about ``size`` more bytes, or as many as ever; return its pid."""
+    limit = resource.RLIM_INFINITY
+    if size is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + size
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    return os.getpid()
+
+
+def keep_bytes(size: int) -> None:
+    """Have a large result ready."""
+    kept.append(bytes(size))
+
+
+def last_kept() -> Any:
+    """Return what was kept last."""
+    return kept[-1]
 
 
 def echo(value: Any) -> Any:

@@ -201,6 +201,63 @@ def test_without_a_descriptor_for_a_segment_the_socket_carries_it(
         assert mappings() == 0
 
 
+SMALL, LARGE = bytes(100_000), bytes(40_000_000)
+
+
+@pytest.mark.parametrize(
+    ("shorten", "amount", "failures"),
+    # The numbers of the segment that was too small are free after the first failure.
+    [(jobs.descriptors_left, 0, 1), (jobs.memory_left, 20_000_000, 2)],
+)
+def test_an_argument_that_a_worker_cannot_map_is_an_error_while_that_is_so(
+    shorten: Callable[[int | None], int], amount: int, failures: int
+) -> None:
+    """The worker lives on, and closes nothing that is not its own."""
+    with manager() as managed:
+        assert managed.run_sync(jobs.echo, SMALL) == SMALL
+        pid = managed.run_sync(shorten, amount)
+        for _ in range(failures):
+            with pytest.raises(OSError, match="no memory was free for the argument's shared"):
+                managed.run_sync(jobs.echo, LARGE)
+        assert managed.run_sync(shorten, None) == pid
+        opened = managed.run_sync(jobs.open_files, 5)
+        for value in (LARGE, SMALL, LARGE):
+            assert managed.run_sync(len, value) == len(value)
+        assert managed.run_sync(jobs.are_open, opened)
+        assert managed.run_sync(jobs.shared_memory_in_use) == 2
+        assert managed.run_sync(os.getpid) == pid
+
+
+def test_a_result_that_a_worker_cannot_map_goes_over_the_socket() -> None:
+    """Also when a descriptor for it came."""
+    with manager() as managed:
+        managed.run_sync(jobs.keep_bytes, len(LARGE))
+        pid = managed.run_sync(jobs.memory_left, 20_000_000)
+        for _ in range(2):
+            assert managed.run_sync(jobs.last_kept) == LARGE
+        assert managed.run_sync(jobs.memory_left, None) == pid
+        assert managed.run_sync(jobs.last_kept) == LARGE
+        assert managed.run_sync(jobs.shared_memory_in_use) == 1
+        assert managed.run_sync(jobs.descriptors_left, 3) == pid
+        assert len(managed.run_sync(jobs.open_files, 3)) == 3  # nothing was left open
+
+
+def test_a_segment_is_closed_once() -> None:
+    """Its number may be another file's by then."""
+    segment = Segment.create(100_000)
+    number = segment.fd
+    segment.close()
+    reader, writer = os.pipe()
+    try:
+        assert number in (reader, writer)
+        segment.close()
+        assert os.write(writer, b"x") == 1
+        assert os.read(reader, 1) == b"x"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def test_a_segment_is_sealed_against_shrinking() -> None:
     """Else the other side would die of a signal when it reads."""
     segment = Segment.create(100_000)

@@ -88,20 +88,30 @@ class Link:
         return self._frames.popleft()
 
     def read_arguments(self, body: bytes | bytearray) -> Any:
-        """Unpickle a call from shared memory; what is large in it refers to the segment."""
+        """Unpickle a call from shared memory; what is large in it refers to the segment.
+
+        ``OSError`` if there is no descriptor or no room to map it with.
+        """
+        self.arguments_read = True  # also if not, so that the parent comes with another segment
         size = int.from_bytes(body[:8], "little")
         if size:
-            if self._arguments is not None:
-                self._arguments.close()
+            self._drop_arguments()
             self._arguments = self._received_segment(size)
         if self._arguments is None:
-            raise OSError(errno.EMFILE, "no descriptor was free for the argument's shared memory")
-        self.arguments_read = True
+            raise OSError(
+                errno.ENOMEM, "no descriptor or no memory was free for the argument's shared memory"
+            )
         return self._arguments.read(memoryview(body)[8:])
 
     def _received_segment(self, size: int) -> Segment | None:
-        # The kernel drops a descriptor that a process has no number left for.
-        return Segment(self._fds.pop(0), size) if self._fds else None
+        if not self._fds:
+            return None  # the kernel drops a descriptor that a process has no number left for
+        fd = self._fds.pop(0)
+        try:
+            return Segment(fd, size)
+        except (OSError, MemoryError):
+            os.close(fd)
+            return None
 
     def arguments_kept(self) -> bool:
         """After a call that came by shared memory: whether the function kept a part of it."""
@@ -109,15 +119,19 @@ class Link:
         if self._arguments is not None:
             if not self._arguments.in_use:
                 return False
-            self._arguments.close()
-            self._arguments = None
+            self._drop_arguments()
         return True
+
+    def _drop_arguments(self) -> None:
+        segment, self._arguments = self._arguments, None
+        if segment is not None:
+            segment.close()
 
     def drop_results(self) -> None:
         """The parent has given the result segment up."""
-        if self._results is not None:
-            self._results.close()
-            self._results = None
+        segment, self._results = self._results, None
+        if segment is not None:
+            segment.close()
 
     def share(self, payload: Payload) -> bool:
         """Put a result into shared memory; false if the socket has to carry it."""

@@ -136,7 +136,10 @@ def load_parts(body: Buffer) -> Any:
 
 
 class Segment:
-    """A piece of shared memory. ``fd`` is open until ``close``; the size never changes."""
+    """A piece of shared memory. ``fd`` is open until ``close``; the size never changes.
+
+    ``OSError`` if it cannot be mapped; ``fd`` is then still the caller's to close.
+    """
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
@@ -217,8 +220,10 @@ class Segment:
         return False
 
     def close(self) -> None:
-        """Let go of it; what was unpickled from it stays valid."""
-        os.close(self.fd)
+        """Let go of it, once and for all; what was unpickled from it stays valid."""
+        fd, self.fd = self.fd, -1  # the number may be somebody else's next
+        if fd >= 0:
+            os.close(fd)
         mapping, self._map = self._map, None
         if mapping is not None:
             try:
