@@ -328,6 +328,10 @@ def kill_own_process(number: int = signal.SIGKILL) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
 
 
+def print_text(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - that is what it is for
+
+
 def print_and_die(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     kill_own_process()

@@ -257,6 +257,14 @@ def test_a_preload_module_that_fails_fails_the_start(
     assert text in str(failed_start(preload=["failing"], mp_context=method))
 
 
+def test_whatever_fails_in_the_fork_server_is_told(modules: Path) -> None:
+    """Also what follows the imports."""
+    (modules / "breaking.py").write_text("import gc\ndel gc.freeze")
+    text = str(failed_start(preload=["breaking"]))
+    assert "The fork server could not prepare workers" in text
+    assert "AttributeError: module 'gc' has no attribute 'freeze'" in text
+
+
 @each_method
 def test_a_preload_module_that_is_missing_fails_the_start(method: str) -> None:
     error = failed_start(preload=["tests.nowhere"], mp_context=method)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable
 from contextvars import Context, ContextVar
@@ -37,6 +36,7 @@ from django.utils.translation import trans_real
 
 from .django_frames import frame_locals
 from .django_testing import Tests, describe_tests, follow_tests, report_mail
+from .preparation import flush_streams
 
 __all__ = [
     "capture",
@@ -97,8 +97,7 @@ def prepare(preload: Callable[[], None] | None = None) -> None:
         # Loading a language takes many milliseconds; workers share what is loaded here.
         translation.activate(settings.LANGUAGE_CODE)
         translation.deactivate()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
 
 
 def _has_settings() -> bool:

@@ -23,8 +23,8 @@ from typing import BinaryIO
 
 from ...worker import mark_worker
 from . import wire, worker
-from .preparation import Setup, boot_command, prepare
-from .system import LINUX, adopt_orphans, children, open_pidfd
+from .preparation import Setup, boot_command, flush_streams, prepare
+from .system import LINUX, adopt_orphans, children, open_pidfd, open_standard_descriptors
 
 __all__ = ["main"]
 
@@ -39,6 +39,7 @@ def main(source: BinaryIO, control_fd: str, parent: str) -> None:
     control.settimeout(None)  # see link.Link
     # It came here through exec and must not go further with that.
     os.set_inheritable(control.fileno(), False)
+    open_standard_descriptors()
     server = ForkServer(control, int(parent))
     with control, server.wakeups, server.wakeup_sender:
         server.serve()
@@ -145,6 +146,16 @@ class ForkServer:
     # -- preparing ---------------------------------------------------------------------------------
 
     def _prepare(self, body: bytes) -> None:
+        try:
+            self._prepare_workers(body)
+        except (BrokenPipeError, ConnectionResetError):
+            raise
+        except BaseException:  # noqa: BLE001 - the parent shows it
+            self.control.sendall(wire.message(wire.FAILED, traceback.format_exc()))
+            raise SystemExit(1) from None
+        self.control.sendall(wire.message(wire.PREPARED))
+
+    def _prepare_workers(self, body: bytes) -> None:
         self.setup_body = body
         self.setup = setup = pickle.loads(body)
         self.hooks = None
@@ -152,9 +163,6 @@ class ForkServer:
             watch = _ParentWatch(self)
             try:
                 self.hooks = prepare(setup)
-            except BaseException:  # noqa: BLE001 - the parent shows it
-                self.control.sendall(wire.message(wire.FAILED, traceback.format_exc()))
-                raise SystemExit(1) from None
             finally:
                 watch.stop()
             # Loaded here once instead of in every worker at its first error.
@@ -170,12 +178,10 @@ class ForkServer:
                         "them later, or use mp_context='spawn'.",
                     )
                 )
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_streams()
             if setup.preload:
                 gc.collect()  # takes as long as a tenth of setting Django up, which leaves nothing
             gc.freeze()
-        self.control.sendall(wire.message(wire.PREPARED))
 
     # -- starting ----------------------------------------------------------------------------------
 

@@ -14,11 +14,11 @@ import runpy
 import sys
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Setup", "boot_command", "main_module", "prepare"]
+__all__ = ["Setup", "boot_command", "flush_streams", "main_module", "prepare"]
 
 # Importing leaves next to no garbage, and to look for it, in all that was imported before, takes a
 # twentieth of the time. There are 50,000 such objects when Django is set up.
@@ -82,7 +82,7 @@ def main_module() -> tuple[str, str] | None:
     ``python -m package``, whose ``__main__`` has nothing of the user's.
     """
     main = sys.modules["__main__"]
-    if main.__dict__.get("__mp_main__") or main.__name__ == "__mp_main__":
+    if main.__name__ == "__mp_main__":
         return None
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name:
@@ -93,6 +93,17 @@ def main_module() -> tuple[str, str] | None:
     if path is None or not os.path.isfile(path):
         return None
     return "path", os.path.abspath(path)
+
+
+def flush_streams() -> None:
+    """Flush standard output and error, as far as they are there and let themselves be flushed.
+
+    A stream is ``None`` where its descriptor was closed at the start (``>&-``), and may have been
+    closed or replaced by anything since.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # one of the user's may raise anything
+            stream.flush()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ __all__ = [
     "has_ended",
     "kill_marked",
     "open_pidfd",
+    "open_standard_descriptors",
     "raise_oom_score",
     "resident_bytes",
 ]
@@ -44,6 +45,18 @@ def _prctl(option: int, value: int) -> None:
     if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def open_standard_descriptors() -> None:
+    """Open those of 0, 1 and 2 that are closed on the null device.
+
+    Whatever is opened later would get their numbers, and with them what is printed.
+    """
+    opened = os.open(os.devnull, os.O_RDWR)
+    while opened <= 2:
+        os.set_inheritable(opened, True)
+        opened = os.open(os.devnull, os.O_RDWR)
+    os.close(opened)
 
 
 def adopt_orphans() -> None:

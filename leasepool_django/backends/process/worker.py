@@ -23,7 +23,7 @@ from ...worker import mark_worker
 from . import wire
 from .carriers import Carriers
 from .link import Link
-from .preparation import Setup, prepare
+from .preparation import Setup, flush_streams, prepare
 from .shared import COPIED_WHOLE, THRESHOLD, Buffer, Payload, dump, load_parts
 from .system import adopt_orphans, die_with_parent, raise_oom_score, resident_bytes
 
@@ -68,11 +68,7 @@ def run(channel: socket.socket, parent: int, setup: Setup, hooks: Any) -> int:
     except OSError:
         return wire.CUT_OFF
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (AttributeError, OSError, ValueError):
-                continue  # replaced, or closed by a function
+        flush_streams()
 
 
 def _begin(link: Link, setup: Setup, hooks: Any) -> None:
