@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from leasepool_django import RemoteError
-from leasepool_django.backends.process import remote
+from leasepool_django.backends.process.errors import note
 from tests import exception_jobs as jobs
 from tests import exception_kinds as kinds
 from tests import process_jobs
@@ -79,7 +79,7 @@ def test_a_note_is_added_whatever_was_there(before: object, after: list[str]) ->
     error = kinds.Unchangeable("noted")
     if before is not None:
         vars(error)["__notes__"] = before
-    remote.note(error, "more")
+    note(error, "more")
     assert error.__notes__ == after
 
 
@@ -87,5 +87,5 @@ def test_a_note_is_added_without_the_code_of_a_list_of_ones_own() -> None:
     notes = kinds.UnreadableNotes(["one"])
     error = ValueError("noted")
     error.__notes__ = notes
-    remote.note(error, "more")
+    note(error, "more")
     assert len(notes) == 2

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import frames
+from .errors import note, without_notes
 from .records import decode_record, encode_record
 from .texts import MAX_TEXT_CHARS, bounded, text_of, traceback_text, type_name
 
@@ -35,8 +36,6 @@ __all__ = [
     "decode_record",
     "encode_exception",
     "encode_record",
-    "forget_frames",
-    "note",
     "resolve",
 ]
 
@@ -88,21 +87,6 @@ def resolve(name: str) -> Callable[..., Any]:
             _resolved.clear()
         function = _resolved[name] = found
     return function
-
-
-def note(exc: BaseException, text: str) -> None:
-    """Add a note to ``exc``, also where its class forbids changes or has notes of another kind."""
-    noted = _DICT.__get__(exc)
-    notes = noted.get("__notes__")
-    if issubclass(type(notes), list):
-        list.append(notes, text)  # as add_note() does it, without code of a subclass
-    else:
-        noted["__notes__"] = [*notes, text] if type(notes) is tuple else [text]
-
-
-def forget_frames(exc: BaseException) -> None:
-    """Let go of the frames of ``exc``, which hold their variables, whatever its class forbids."""
-    _TRACEBACK.__set__(exc, None)
 
 
 class _Node(NamedTuple):
@@ -246,22 +230,17 @@ class _Encoder:
                 return None, f"it is nested in more than {MAX_GROUP_DEPTH} other groups"
             for member in _MEMBERS.__get__(exc):
                 members[id(member)] = self._link(member, position, into_group=1)
-        # They travel by themselves, and one that forbids changes could not be given them again.
-        noted = _DICT.__get__(exc)
-        notes = noted.pop("__notes__") if type(noted.get("__notes__")) is list else None
         try:
-            try:
-                pickled = _dumps((exc, _ARGS.__get__(exc)), members)
-            except Exception:  # a __reduce__ may do without args that cannot be pickled
-                pickled = _dumps((exc, None), members)
+            with without_notes(exc):  # they travel by themselves
+                try:
+                    pickled = _dumps((exc, _ARGS.__get__(exc)), members)
+                except Exception:  # a __reduce__ may do without args that cannot be pickled
+                    pickled = _dumps((exc, None), members)
         except BaseException as error:
             return None, (
                 f"it cannot be pickled ({type_name(error)}: {text_of(error, 300)}); keep only "
                 "simple values in it or give its class a __reduce__"
             )
-        finally:
-            if notes is not None:
-                noted["__notes__"] = notes
         if len(pickled) > self._bytes_left:
             return None, f"its pickle is too large ({len(pickled):,} bytes)"
         try:

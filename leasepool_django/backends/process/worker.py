@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from ...worker import mark_worker
 from . import wire
 from .carriers import Carriers
+from .errors import forget_frames, note
 from .link import Link
 from .preparation import Setup, flush_streams, prepare
 from .shared import COPIED_WHOLE, THRESHOLD, Buffer, Payload, dump, load_parts
@@ -159,8 +160,6 @@ class _Runner:
             try:
                 reference, args, kwargs, captured = load(body)
             except BaseException as error:
-                from .remote import note
-
                 note(error, "Raised in the worker, when it unpickled the call's arguments.")
                 raise
             if type(reference) is str:
@@ -187,8 +186,6 @@ class _Runner:
                 del buffers
             del result
         except BaseException as error:  # noqa: BLE001 - the caller gets it, whatever it is
-            from .remote import forget_frames
-
             args = kwargs = captured = result = None  # noqa: F841 - what they hold is let go
             kind = wire.ERROR
             out = self._failure(error)

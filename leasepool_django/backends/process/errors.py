@@ -1,0 +1,42 @@
+"""What a worker changes on exceptions of any class, also of one that forbids changes.
+
+A frozen dataclass or a ``__setattr__`` that raises would end the worker that only wants to add a
+note. Standard library only: every worker imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["forget_frames", "note", "without_notes"]
+
+_DICT = BaseException.__dict__["__dict__"]
+_TRACEBACK = BaseException.__dict__["__traceback__"]
+
+
+def note(exc: BaseException, text: str) -> None:
+    """Add a note to ``exc``, also where its notes are of another kind than ``add_note`` makes."""
+    noted = _DICT.__get__(exc)
+    notes = noted.get("__notes__")
+    if issubclass(type(notes), list):
+        list.append(notes, text)  # as add_note() does it, without code of a subclass
+    else:
+        noted["__notes__"] = [*notes, text] if type(notes) is tuple else [text]
+
+
+@contextmanager
+def without_notes(exc: BaseException) -> Iterator[None]:
+    """Hide the notes of ``exc`` from pickle: one that forbids changes could not be given them."""
+    noted = _DICT.__get__(exc)
+    notes = noted.pop("__notes__") if type(noted.get("__notes__")) is list else None
+    try:
+        yield
+    finally:
+        if notes is not None:
+            noted["__notes__"] = notes
+
+
+def forget_frames(exc: BaseException) -> None:
+    """Let go of the frames of ``exc``, and of the variables in them."""
+    _TRACEBACK.__set__(exc, None)
