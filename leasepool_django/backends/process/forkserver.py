@@ -165,8 +165,9 @@ class ForkServer:
                 self.hooks = prepare(setup)
             finally:
                 watch.stop()
-            # Loaded here once instead of in every worker at its first error.
-            from . import records, remote  # noqa: F401
+            # Loaded here once instead of in every worker at its first error, when there may be no
+            # descriptor to load them with.
+            from . import pickling, records, remote  # noqa: F401
 
             threads = [thread.name for thread in threading.enumerate()][1:]
             if threads:

@@ -16,9 +16,24 @@ from typing import Any
 
 from . import wire
 from .shared import Buffer, Payload, Segment
+from .system import LINUX
 
-__all__ = ["Link"]
+__all__ = ["LOST", "Link"]
 
+# What the system says of a socket that somebody has closed, shut down or replaced.
+LOST = frozenset(
+    {
+        errno.EBADF,
+        errno.ENOTSOCK,
+        errno.ENOTCONN,
+        errno.EDESTADDRREQ,
+        errno.EOPNOTSUPP,
+        errno.EPIPE,
+        errno.ECONNRESET,
+    }
+)
+# Bytes that a socket takes all at once or, when a signal interrupts it, not at all.
+_INDIVISIBLE = 1 << 14 if LINUX else 0
 _CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
@@ -33,7 +48,8 @@ class Link:
         self.pid = os.getpid()
         self._lock = threading.RLock()
         self._sending = False
-        self._deferred: list[Buffer] = []
+        # What has to be sent before anything else; with each part, how much of it has been sent.
+        self._unsent: list[tuple[Buffer, list[int]]] = []
         self._reader = wire.FrameReader()
         poller = select.poll()
         poller.register(channel, select.POLLIN)
@@ -140,7 +156,7 @@ class Link:
             self.send(wire.message(wire.NEED, payload.size))
             frame = self.receive()
             if frame is None:
-                raise BrokenPipeError
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
             size = int.from_bytes(frame[1], "little")
             self._results = self._received_segment(size) if size else None
             if self._results is None:
@@ -152,20 +168,38 @@ class Link:
         return True
 
     def send(self, *parts: Buffer) -> None:
-        """Send whole frames. ``send`` on a socket: a reused descriptor is never written to."""
+        """Send whole frames. ``send`` on a socket: a reused descriptor is never written to.
+
+        A signal handler may raise at any point, and the function live on: the rest of what was
+        begun is then sent before whatever comes next.
+        """
         with self._lock:
             if self._sending:
                 # A finalizer or signal handler logged in the middle of a frame.
-                self._deferred += parts
+                self._unsent += [(part, []) for part in parts]
                 return
             self._sending = True
             try:
-                for part in parts:
-                    self.channel.sendall(part)
-                while self._deferred:
-                    self.channel.sendall(self._deferred.pop(0))
+                if len(parts) == 1 and len(parts[0]) <= _INDIVISIBLE and not self._unsent:
+                    self.channel.sendall(parts[0])
+                else:
+                    self._unsent += [(part, []) for part in parts]
+                if self._unsent:
+                    self._send_rest()
             finally:
                 self._sending = False
+
+    def _send_rest(self) -> None:
+        send = self.channel.send
+        while self._unsent:
+            part, sent = self._unsent[0]
+            rest = memoryview(part)[sum(sent) :]
+            if rest:
+                # Where a handler raises, no assignment follows a call that has returned. Here the
+                # count is noted before any handler runs.
+                sent.extend(map(send, [rest]))
+            else:
+                del self._unsent[0]
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

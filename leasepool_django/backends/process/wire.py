@@ -60,8 +60,12 @@ _KINDS = frozenset(
 
 # The exit status of a worker whose socket a function has closed or replaced.
 CUT_OFF = 113
-# ... and of one that has had enough calls: its end may be reported before its last outcome is read.
+# ... of one that has had enough calls: its end may be reported before its last outcome is read.
 RETIRED = 114
+# ... and of one in which something was raised outside of any function: by a signal handler that a
+# function had left behind, or since a function had damaged the interpreter. Its standard error has
+# the traceback.
+BROKEN = 115
 
 
 def frame(kind: int, body: bytes) -> bytes:

@@ -16,6 +16,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ from ...worker import mark_worker
 from . import wire
 from .carriers import Carriers
 from .errors import forget_frames, note
-from .link import Link
+from .link import LOST, Link
 from .preparation import Setup, flush_streams, prepare
 from .shared import COPIED_WHOLE, THRESHOLD, Buffer, Payload, dump, load_parts
 from .system import adopt_orphans, die_with_parent, raise_oom_score, resident_bytes
@@ -64,10 +65,12 @@ def run(channel: socket.socket, parent: int, setup: Setup, hooks: Any) -> int:
     link.send(wire.message(wire.READY))
     try:
         return _serve(link, setup, hooks)
-    except (BrokenPipeError, ConnectionResetError):
-        return 0
-    except OSError:
-        return wire.CUT_OFF
+    except BaseException as error:  # noqa: BLE001 - nobody else is left to show it
+        if isinstance(error, OSError) and error.errno in LOST:
+            return wire.CUT_OFF
+        with suppress(Exception):  # the interpreter may be damaged
+            traceback.print_exc()
+        return wire.BROKEN
     finally:
         flush_streams()
 
@@ -137,6 +140,12 @@ class _Runner:
     """Runs calls and sends their outcomes."""
 
     def __init__(self, link: Link, setup: Setup, hooks: Any) -> None:
+        # Here, as it may be impossible when they are needed.
+        from .remote import encode_exception, resolve
+
+        self.encode_exception, self.resolve = encode_exception, resolve
+        if "asyncio" in sys.modules:  # which takes long to load, and by far the most in there
+            from . import pickling  # noqa: F401
         self.link = link
         self.hooks = hooks
         self.functions: dict[str, Callable[..., Any]] = {}
@@ -247,9 +256,7 @@ class _Runner:
             self.leave()
 
     def _resolve(self, reference: str) -> Callable[..., Any]:
-        from .remote import resolve
-
-        function = resolve(reference)
+        function = self.resolve(reference)
         # A decorated function is called as it was found: by its wrapper.
         self.functions[reference] = function
         return function
@@ -267,10 +274,8 @@ class _Runner:
             raise explain_result(error, result, shown_name(function))  # noqa: B904
 
     def _failure(self, error: BaseException) -> bytes:
-        from .remote import encode_exception
-
         frame_locals = self.hooks.frame_locals if self.hooks is not None else None
-        return encode_exception(error, frame_locals, self.own_frames)
+        return self.encode_exception(error, frame_locals, self.own_frames)
 
 
 def _forward_logs(link: Link, setup: Setup) -> None:
@@ -304,7 +309,9 @@ class _ForwardHandler(logging.Handler):
             return  # a child of the user's making has no line to the parent
         try:
             self._link.send(wire.frame(wire.LOG, encode_record(record)))
-        except OSError:
+        except OSError as error:
+            if error.errno not in LOST:
+                raise  # by a signal handler of the function's, which expects it
             self.handleError(record)
 
 

@@ -1,0 +1,97 @@
+"""Functions with signal handlers that raise, and with timers that they leave behind."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from leasepool_django.backends.process import worker
+from tests.process_jobs import announce
+
+TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+
+
+class TooLateError(TimeoutError):
+    """As libraries for time-outs raise it out of a signal handler; an OSError to Python."""
+
+
+def raise_too_late(signum: int, frame: object) -> NoReturn:
+    raise TooLateError("the alarm")
+
+
+def log_until_interrupted(path: Path, size: int) -> bool:
+    """Log a record that cannot be sent until ``path`` is there; whether the alarm was heard."""
+    logger = logging.getLogger("tests.worker")
+
+    def strike(signum: int, frame: object) -> NoReturn:
+        announce(path)
+        raise_too_late(signum, frame)
+
+    before = signal.signal(signal.SIGALRM, strike)
+    logger.info("first")
+    heard = False
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        logger.info("x" * size)
+    except TooLateError:
+        heard = True
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    logger.info("after")
+    return heard
+
+
+def set_timers(seconds: float = 1000.0) -> int:
+    """Leave all timers running, those of processor time with handlers; return the pid."""
+    for number in (signal.SIGVTALRM, signal.SIGPROF):
+        signal.signal(number, raise_too_late)
+    for timer in TIMERS:
+        signal.setitimer(timer, seconds)
+    return os.getpid()
+
+
+def set_timers_and_raise() -> NoReturn:
+    set_timers()
+    raise ValueError("with timers")
+
+
+def timers() -> list[bool]:
+    """Whether each timer runs."""
+    return [signal.getitimer(timer)[0] > 0 for timer in TIMERS]
+
+
+def leave_raising_handler() -> None:
+    """Let the next SIGUSR1 raise, whoever gets it."""
+    signal.signal(signal.SIGUSR1, raise_too_late)
+
+
+def shut_own_socket() -> str:
+    """Shut this worker's connection down without closing it."""
+    for number in range(3, 64):
+        try:
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                with socket.socket(fileno=os.dup(number)) as own:
+                    own.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOTCONN):
+                raise
+    return "shut"
+
+
+def clear_modules() -> NoReturn:
+    sys.modules.clear()
+    raise ValueError("without modules")
+
+
+def damage_worker() -> str:
+    """Break what runs after every function."""
+    worker.pack = None  # type: ignore[assignment]
+    return "damaged"

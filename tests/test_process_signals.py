@@ -1,0 +1,119 @@
+"""Signal handlers that raise at any moment, timers that are left behind, and other damage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from leasepool_django import RemoteError, WorkerCrashedError
+from leasepool_django.backends.process import wire
+from tests import process_jobs, signal_jobs
+from tests.process_pools import CALLERS, Caller, assert_full_capacity, running
+from tests.waiting import wait_until
+
+each_caller = pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
+each_method = pytest.mark.parametrize("method", ["forkserver", "spawn"])
+
+
+class Waiting(logging.Handler):
+    """Keeps the texts of records; the first one is handled when ``path`` is there."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+        wait_until(self.path.exists, timeout=20)
+
+
+@contextmanager
+def handled_by(handler: logging.Handler) -> Iterator[None]:
+    logger = logging.getLogger("tests.worker")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+
+
+@each_caller
+def test_a_handler_that_raises_in_the_middle_of_a_record_tears_nothing(
+    caller: Caller, tmp_path: Path
+) -> None:
+    """The function gets what was raised; the rest of the record goes ahead of all that follows."""
+    handler = Waiting(tmp_path / "struck")
+    with handled_by(handler), running(forward_process_logs=True) as manager:
+        pid = caller(manager, os.getpid)
+        assert caller(manager, signal_jobs.log_until_interrupted, handler.path, 3_000_000)
+        assert caller(manager, os.getpid) == pid
+    assert [text[:10] for text in handler.texts] == ["first", "x" * 10, "after"]
+    assert handler.texts[1] == "x" * 3_000_000
+
+
+@each_method
+def test_a_timer_left_behind_hits_no_other_call(method: str) -> None:
+    with running(mp_context=method) as manager:
+        pid = manager.run_sync(signal_jobs.set_timers)
+        assert manager.run_sync(signal_jobs.timers) == [False, False, False]
+        with pytest.raises(ValueError, match="with timers"):
+            manager.run_sync(signal_jobs.set_timers_and_raise)
+        assert manager.run_sync(signal_jobs.timers) == [False, False, False]
+        assert manager.run_sync(os.getpid) == pid
+
+
+def test_timers_of_an_initializer_go_on() -> None:
+    """Such as those of a profiler."""
+    with running(initializer=signal_jobs.set_timers) as manager:
+        for _ in range(3):
+            assert manager.run_sync(signal_jobs.timers) == [True, True, True]
+
+
+def test_a_handler_left_behind_that_raises_between_calls_costs_no_call(tmp_path: Path) -> None:
+    with running() as manager:
+        manager.run_sync(signal_jobs.leave_raising_handler)
+        os.kill(manager.run_sync(os.getpid), signal.SIGUSR1)
+        wait_until(lambda: manager.stats().workers_crashed == 1)
+        assert manager.run_sync(process_jobs.echo, 1) == 1
+        assert_full_capacity(manager, tmp_path)
+
+
+@each_caller
+def test_a_worker_that_fails_outside_of_its_function_has_a_status_of_its_own(
+    caller: Caller, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is not taken for one that was ended on purpose; what failed is on standard error."""
+    with running() as manager:
+        error = caller.outcome(manager, signal_jobs.damage_worker)
+        assert isinstance(error, WorkerCrashedError)
+        assert error.exitcode == wire.BROKEN
+        assert_full_capacity(manager, tmp_path)
+    assert "TypeError: 'NoneType' object is not callable" in capfd.readouterr().err
+
+
+@each_caller
+def test_a_worker_whose_socket_was_shut_down_says_so(caller: Caller, tmp_path: Path) -> None:
+    with running() as manager:
+        error = caller.outcome(manager, signal_jobs.shut_own_socket)
+        assert isinstance(error, WorkerCrashedError)
+        assert "had closed its connection to this process" in str(error)
+        assert_full_capacity(manager, tmp_path)
+
+
+@each_method
+def test_a_function_that_forgets_all_modules_still_says_how_it_failed(
+    method: str, tmp_path: Path
+) -> None:
+    with running(mp_context=method) as manager:
+        with pytest.raises(RemoteError, match="The worker raised ValueError: without modules"):
+            manager.run_sync(signal_jobs.clear_modules)
+        assert_full_capacity(manager, tmp_path)
