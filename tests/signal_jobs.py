@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -95,3 +96,26 @@ def damage_worker() -> str:
     """Break what runs after every function."""
     worker.pack = None  # type: ignore[assignment]
     return "damaged"
+
+
+def leave_orphans(count: int) -> int:
+    """Start programs whose parents end before them; return the worker's pid."""
+    script = f"for number in $(seq {count}); do (sleep 0 &); done"
+    subprocess.run(["sh", "-c", script], check=True)
+    return os.getpid()
+
+
+def leave_running_programs(count: int) -> tuple[int, ...]:
+    """Start programs that this worker means to wait for later; return its pid and theirs."""
+    programs.extend(subprocess.Popen(["sh", "-c", f"exit {number}"]) for number in range(count))
+    return os.getpid(), *[program.pid for program in programs]
+
+
+programs: list[subprocess.Popen[bytes]] = []
+
+
+def statuses() -> list[int]:
+    """Wait for the programs; return their statuses."""
+    found = [program.wait(20) for program in programs]
+    programs.clear()
+    return found

@@ -6,15 +6,16 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from leasepool_django import RemoteError, WorkerCrashedError
-from leasepool_django.backends.process import wire
+from leasepool_django.backends.process import wire, worker
 from tests import process_jobs, signal_jobs
 from tests.process_pools import CALLERS, Caller, assert_full_capacity, running
+from tests.process_table import state
 from tests.waiting import wait_until
 
 each_caller = pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
@@ -116,4 +117,36 @@ def test_a_function_that_forgets_all_modules_still_says_how_it_failed(
     with running(mp_context=method) as manager:
         with pytest.raises(RemoteError, match="The worker raised ValueError: without modules"):
             manager.run_sync(signal_jobs.clear_modules)
+        # Its worker could import nothing, and is replaced.
+        assert manager.stats().workers_crashed == 0
         assert_full_capacity(manager, tmp_path)
+
+
+def dead_children(pid: int) -> int:
+    listing = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return sum(state(int(child)) == "Z" for child in listing.split())
+
+
+def test_dead_children_of_functions_do_not_pile_up() -> None:
+    """A worker adopts what its functions' programs leave behind; it is replaced in time."""
+    with running() as manager:
+        most = 0
+        pids = set()
+        for _ in range(100):
+            pids.add(pid := manager.run_sync(signal_jobs.leave_orphans, 5))
+            with suppress(FileNotFoundError):
+                most = max(most, dead_children(pid))
+        assert 1 < len(pids) < 10
+        assert most <= worker.MOST_DEAD_CHILDREN + 5 * worker.CALLS_BETWEEN_LOOKS
+        assert manager.stats().workers_crashed == 0
+
+
+def test_the_status_of_a_program_is_left_to_the_function_that_started_it() -> None:
+    with running() as manager:
+        count = worker.MOST_DEAD_CHILDREN
+        pid, *programs = manager.run_sync(signal_jobs.leave_running_programs, count)
+        wait_until(lambda: dead_children(pid) == count)
+        for _ in range(3 * worker.CALLS_BETWEEN_LOOKS):
+            assert manager.run_sync(os.getpid) == pid
+        assert manager.run_sync(signal_jobs.statuses) == list(range(count))
+        assert len(programs) == count

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import traceback
+from _signal import getsignal  # that of signal makes an enum member, which takes 50 times as long
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
@@ -27,11 +28,26 @@ from .errors import forget_frames, note
 from .link import LOST, Link
 from .preparation import Setup, flush_streams, prepare
 from .shared import COPIED_WHOLE, THRESHOLD, Buffer, Payload, dump, load_parts
-from .system import adopt_orphans, die_with_parent, raise_oom_score, resident_bytes
+from .system import (
+    adopt_orphans,
+    dead_children,
+    die_with_parent,
+    mark_of_this_process,
+    raise_oom_score,
+    resident_bytes,
+)
 
 __all__ = ["main", "run"]
 
-dumps, pack, getpid = pickle.dumps, wire.pack, os.getpid
+# A worker with more children than this that have ended, and that nobody waits for, is replaced: a
+# program's own children come to the worker when it ends. Only their parent could tell them from
+# those that a function still means to wait for.
+MOST_DEAD_CHILDREN = 32
+CALLS_BETWEEN_LOOKS = 16
+
+dumps, pack = pickle.dumps, wire.pack
+modules = sys.modules
+alarm, SIGVTALRM, SIGPROF = signal.alarm, signal.SIGVTALRM, signal.SIGPROF
 
 
 def main(source: BinaryIO, fd: str, parent: str) -> None:
@@ -149,6 +165,7 @@ class _Runner:
         self.link = link
         self.hooks = hooks
         self.functions: dict[str, Callable[..., Any]] = {}
+        self.own = mark_of_this_process()
         self.calls = 0
         self.max_tasks = setup.max_tasks
         self.max_rss = setup.max_rss
@@ -160,6 +177,12 @@ class _Runner:
         self.own_frames = 1 if self.bare else 2 if hooks is None else 3
         if hooks is not None:
             self.enter, self.leave = hooks.enter, hooks.leave
+        # What a function leaves running would hit the next one. An initializer's timers go on.
+        timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+        self.disarming = not any(signal.getitimer(timer)[0] for timer in timers)
+        # Nobody sets timers of processor time without a handler; to look for them at every call
+        # would cost two system calls more.
+        self.on_vtalrm, self.on_prof = getsignal(SIGVTALRM), getsignal(SIGPROF)
 
     def call(self, load: Callable[[Any], Any], body: Any) -> bool:
         """Run the call that ``load`` makes of ``body``; whether this worker leaves now."""
@@ -201,8 +224,13 @@ class _Runner:
             # The traceback holds the function's frames and so its arguments.
             forget_frames(error)
             del error
-        if getpid() != self.link.pid:
+        if not self.own[0]:
             os._exit(0)  # the function forked, and this is the child coming back
+        if self.disarming:
+            alarm(0)
+            if getsignal(SIGVTALRM) is not self.on_vtalrm or getsignal(SIGPROF) is not self.on_prof:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
         self.calls += 1
         if (
             isinstance(out, Payload)
@@ -215,6 +243,10 @@ class _Runner:
         if self.link.arguments_read and self.link.arguments_kept():
             flags = wire.KEPT
         leaving = self.limited and self._has_had_enough()
+        if __name__ not in modules:
+            leaving = True  # cleared: the next call could import nothing
+        if not self.calls % CALLS_BETWEEN_LOOKS and dead_children() > MOST_DEAD_CHILDREN:
+            leaving = True
         if leaving:
             flags |= wire.RETIRING
         if isinstance(out, Payload):
