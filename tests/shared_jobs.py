@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.waiting import wait_until
+
 kept: list[Any] = []
 
 
@@ -56,6 +58,34 @@ def keep_bytes(size: int) -> None:
 def last_kept() -> Any:
     """Return what was kept last."""
     return kept[-1]
+
+
+def fork_watcher(array: NDArray[np.uint8], folder: Path) -> int:
+    """Leave a child that keeps ``array``; at the end it says what was in there until then."""
+    child = os.fork()
+    if not child:
+        wait_until((folder / "go").exists, timeout=20)
+        (folder / "told.new").write_text(" ".join(map(str, sorted(set(array.tolist())))))
+        (folder / "told.new").rename(folder / "told")
+        array[:] = 99  # nobody else's any more
+        (folder / "written").touch()
+        os._exit(0)
+    return child
+
+
+def fork_and_fill(length: int, value: float) -> tuple[NDArray[np.float64], set[str]]:
+    """Make an array; say with which file of memory the child could see what is written next."""
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return np.full(length, value), segments()
+
+
+def segments() -> set[str]:
+    """The files of the segments that are mapped here, by number."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if "memfd:leasepool" in line}
 
 
 def echo(value: Any) -> Any:

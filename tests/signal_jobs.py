@@ -119,3 +119,33 @@ def statuses() -> list[int]:
     found = [program.wait(20) for program in programs]
     programs.clear()
     return found
+
+
+def blocked_after_fork() -> tuple[bool, bool]:
+    """Block SIGTERM and fork; whether it is still blocked here, and in the child."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        child = os.fork()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        if not child:
+            os._exit(signal.SIGTERM in mask and signal.SIGINT not in mask)
+        _, status = os.waitpid(child, 0)
+        return (
+            signal.SIGTERM in mask and signal.SIGINT not in mask,
+            os.waitstatus_to_exitcode(status) == 1,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def handlers_in_grandchild() -> bool:
+    """Whether a handler that a child has installed is there in a child of its own."""
+    child = os.fork()
+    if not child:
+        default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        signal.signal(signal.SIGTERM, raise_too_late)
+        grandchild = os.fork()
+        if not grandchild:
+            os._exit(default and signal.getsignal(signal.SIGTERM) is raise_too_late)
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1

@@ -150,3 +150,14 @@ def test_the_status_of_a_program_is_left_to_the_function_that_started_it() -> No
             assert manager.run_sync(os.getpid) == pid
         assert manager.run_sync(signal_jobs.statuses) == list(range(count))
         assert len(programs) == count
+
+
+def test_a_fork_leaves_blocked_signals_blocked() -> None:
+    with running() as manager:
+        assert manager.run_sync(signal_jobs.blocked_after_fork) == (True, True)
+
+
+def test_a_forked_child_keeps_its_own_signal_handlers_when_it_forks() -> None:
+    """It loses those of the worker only."""
+    with running() as manager:
+        assert manager.run_sync(signal_jobs.handlers_in_grandchild)

@@ -201,6 +201,33 @@ def test_without_a_descriptor_for_a_segment_the_socket_carries_it(
         assert mappings() == 0
 
 
+def test_a_forked_child_sees_no_argument_of_a_later_call(tmp_path: Path) -> None:
+    """Nor can it change one: both segments are given up with the call that has forked."""
+    with manager() as managed:
+        managed.run_sync(jobs.fork_watcher, np.full(200_000, 1, np.uint8), tmp_path)
+        later = np.full(200_000, 2, np.uint8)
+        assert (managed.run_sync(jobs.echo, later) == later).all()
+        (tmp_path / "go").touch()
+        wait_until((tmp_path / "told").exists, timeout=20)
+        assert (tmp_path / "told").read_text() == "1"
+        wait_until((tmp_path / "written").exists, timeout=20)
+        assert (managed.run_sync(jobs.echo, later) == later).all()
+
+
+def test_a_result_is_in_no_memory_that_a_forked_child_has() -> None:
+    with manager() as managed:
+        managed.run_sync(jobs.fill, 100_000, 1.0)
+        seen = managed.run_sync(jobs.fork_and_fill, 100_000, 2.0)[1]
+        assert len(seen) == 1
+        (now,) = managed.run_sync(jobs.segments)
+        assert now not in seen
+        # What is not seen by anybody is used again.
+        managed.run_sync(jobs.fill, 100_000, 3.0)
+        assert managed.run_sync(jobs.segments) == {now}
+        assert managed.run_sync(jobs.fork_and_fill, 1, 4.0)[1] == {now}
+        assert managed.run_sync(jobs.segments) == set()
+
+
 SMALL, LARGE = bytes(100_000), bytes(40_000_000)
 
 

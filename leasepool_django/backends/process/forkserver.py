@@ -24,7 +24,14 @@ from typing import BinaryIO
 from ...worker import mark_worker
 from . import wire, worker
 from .preparation import Setup, boot_command, flush_streams, prepare
-from .system import LINUX, adopt_orphans, children, open_pidfd, open_standard_descriptors
+from .system import (
+    LINUX,
+    adopt_orphans,
+    children,
+    live_on,
+    open_pidfd,
+    open_standard_descriptors,
+)
 
 __all__ = ["main"]
 
@@ -102,8 +109,8 @@ class ForkServer:
         # A handler and not SIG_IGN, which users' own subprocesses would inherit through exec.
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _nothing)
-        signal.signal(signal.SIGCHLD, _nothing)
+            signal.signal(number, live_on)
+        signal.signal(signal.SIGCHLD, live_on)
         signal.set_wakeup_fd(self.wakeup_sender.fileno(), warn_on_full_buffer=False)
 
     def _receive(self) -> bool:
@@ -360,7 +367,3 @@ class _ParentWatch:
         self._thread.join()
         self._stop_sender.close()
         self._stop_receiver.close()
-
-
-def _nothing(signum: int, frame: object) -> None:
-    """A signal handler that lets the process live on."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import wire
 from .shared import Buffer, Payload, Segment
-from .system import LINUX
+from .system import LINUX, live_on
 
 __all__ = ["LOST", "Link"]
 
@@ -32,6 +32,12 @@ LOST = frozenset(
         errno.ECONNRESET,
     }
 )
+# The signals that a worker lives through, and how its children handle them.
+_DEFAULTS: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 # Bytes that a socket takes all at once or, when a signal interrupts it, not at all.
 _INDIVISIBLE = 1 << 14 if LINUX else 0
 _CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
@@ -58,22 +64,39 @@ class Link:
         self._fds: list[int] = []  # received, and not yet claimed by a frame
         self._arguments: Segment | None = None
         self._results: Segment | None = None
-        self.arguments_read = False  # whether the present call came by _arguments
+        # Whether segments are to be looked at after the present call: it came by _arguments, or a
+        # process was forked, which has what was mapped then and would see what is written there.
+        self.segments_used = False
+        self._arguments_seen = self._results_seen = False
+        self._masks: dict[int, set[signal.Signals]] = {}  # of threads that are about to fork
         os.register_at_fork(
-            before=_hold_signals,
-            after_in_parent=_let_signals_go,
-            after_in_child=self._close_in_child,
+            before=self._before_fork,
+            after_in_parent=self._after_fork,
+            after_in_child=self._after_fork_in_child,
         )
 
-    def _close_in_child(self) -> None:
+    def _before_fork(self) -> None:
+        # A signal that comes right after the fork is the child's own handlers' to take.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFAULTS)
+        self._masks[threading.get_ident()] = mask
+
+    def _after_fork(self) -> None:
+        self._arguments_seen = self._results_seen = self.segments_used = True
+        self._restore_mask()
+
+    def _after_fork_in_child(self) -> None:
         # A child of a user's making must not keep the line open, let alone speak on it; and it is
-        # its maker's to terminate, which the worker's own handlers would prevent. A signal that
-        # came right after the fork is taken now.
+        # its maker's to terminate, which the worker's own handlers would prevent.
         self.channel.close()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        _let_signals_go()
+        for number, default in _DEFAULTS.items():
+            if signal.getsignal(number) is live_on:
+                signal.signal(number, default)
+        self._restore_mask()
+
+    def _restore_mask(self) -> None:
+        mask = self._masks.pop(threading.get_ident(), None)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def receive(self) -> tuple[int, bytes | bytearray] | None:
         """Wait for the next frame; ``None`` at the end of the socket."""
@@ -108,7 +131,7 @@ class Link:
 
         ``OSError`` if there is no descriptor or no room to map it with.
         """
-        self.arguments_read = True  # also if not, so that the parent comes with another segment
+        self.segments_used = True  # also if not, so that the parent comes with another segment
         size = int.from_bytes(body[:8], "little")
         if size:
             self._drop_arguments()
@@ -130,12 +153,17 @@ class Link:
             return None
 
     def arguments_kept(self) -> bool:
-        """After a call that came by shared memory: whether the function kept a part of it."""
-        self.arguments_read = False
-        if self._arguments is not None:
-            if not self._arguments.in_use:
-                return False
-            self._drop_arguments()
+        """After a call with ``segments_used``: whether the argument segment is given up.
+
+        That is when something here still refers to it, or a process that was forked can see it.
+        """
+        self.segments_used = False
+        if self._results_seen:
+            self.drop_results()
+        seen, self._arguments_seen = self._arguments_seen, False
+        if self._arguments is not None and not seen and not self._arguments.in_use:
+            return False
+        self._drop_arguments()
         return True
 
     def _drop_arguments(self) -> None:
@@ -144,14 +172,15 @@ class Link:
             segment.close()
 
     def drop_results(self) -> None:
-        """The parent has given the result segment up."""
+        """Give the result segment up: the parent refers to it, or a forked process has it."""
+        self._results_seen = False
         segment, self._results = self._results, None
         if segment is not None:
             segment.close()
 
     def share(self, payload: Payload) -> bool:
         """Put a result into shared memory; false if the socket has to carry it."""
-        if self._results is None or self._results.size < payload.size:
+        if self._results is None or self._results_seen or self._results.size < payload.size:
             self.drop_results()
             self.send(wire.message(wire.NEED, payload.size))
             frame = self.receive()
@@ -200,14 +229,3 @@ class Link:
                 sent.extend(map(send, [rest]))
             else:
                 del self._unsent[0]
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def _hold_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-
-
-def _let_signals_go() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

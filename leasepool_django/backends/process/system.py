@@ -26,6 +26,7 @@ __all__ = [
     "die_with_parent",
     "has_ended",
     "kill_marked",
+    "live_on",
     "mark_of_this_process",
     "open_pidfd",
     "open_standard_descriptors",
@@ -68,6 +69,10 @@ def adopt_orphans() -> None:
     Elsewhere they go to init, and only those still in a worker's process group are found.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def live_on(signum: int, frame: object) -> None:
+    """A signal handler that lets the process live on: the server decides when it ends."""
 
 
 class _PidMark:

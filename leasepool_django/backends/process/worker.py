@@ -32,6 +32,7 @@ from .system import (
     adopt_orphans,
     dead_children,
     die_with_parent,
+    live_on,
     mark_of_this_process,
     raise_oom_score,
     resident_bytes,
@@ -67,7 +68,7 @@ def run(channel: socket.socket, parent: int, setup: Setup, hooks: Any) -> int:
     adopt_orphans()
     raise_oom_score()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _nothing)
+        signal.signal(number, live_on)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     link = Link(channel)
     try:
@@ -240,7 +241,7 @@ class _Runner:
             # Only the layout is left to send; ``out`` may refer to the argument segment.
             kind, out = wire.RESULT_SHARED, out.layout()
         flags = 0
-        if self.link.arguments_read and self.link.arguments_kept():
+        if self.link.segments_used and self.link.arguments_kept():
             flags = wire.KEPT
         leaving = self.limited and self._has_had_enough()
         if __name__ not in modules:
@@ -345,7 +346,3 @@ class _ForwardHandler(logging.Handler):
             if error.errno not in LOST:
                 raise  # by a signal handler of the function's, which expects it
             self.handleError(record)
-
-
-def _nothing(signum: int, frame: object) -> None:
-    """A signal handler that lets the process live on: the server decides when workers end."""
