@@ -472,6 +472,33 @@ class Unpicklable:
         return "<Unpicklable>"
 
 
+class ExplodingPayload:
+    """A large argument whose state cannot be taken over, for a reason that lies deeper."""
+
+    def __init__(self, size: int) -> None:
+        self.data = bytes(size)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        check_state(len(state["data"]))
+
+
+def check_state(size: int) -> NoReturn:
+    raise ValueError(f"{size} bytes")
+
+
+class ExplodingCarrier:
+    """Something of the caller's context that cannot be taken over."""
+
+    def capture(self) -> int:
+        return 7
+
+    def apply(self, value: int) -> None:
+        check_state(value)
+
+
+exploding_carrier = ExplodingCarrier()
+
+
 class ExplodesOnArrival:
     """Pickled in the worker without trouble; unpickling it raises."""
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,45 @@ def test_arguments_may_raise_what_forbids_changes(method: str) -> None:
             "Raised in the worker, when it unpickled the call's arguments."
         ]
         assert manager.run_sync(os.getpid) == pid
+
+
+DJANGO_HOOKS = {"hooks": "leasepool_django.backends.process.django_worker"}
+
+
+@pytest.mark.parametrize("options", [{}, DJANGO_HOOKS], ids=["plain", "django"])
+@pytest.mark.parametrize("max_shared", [0, 1 << 30], ids=["by socket", "by memory"])
+def test_what_arguments_raise_has_every_frame_of_the_projects(
+    options: dict[str, Any], max_shared: int
+) -> None:
+    """None of the worker's, whichever way the argument has come."""
+    with running(max_shared_bytes=max_shared, **options) as manager:
+        for size in (10, 200_000):
+            payload = process_jobs.ExplodingPayload(size)
+            error = outcome(lambda payload=payload: manager.run_sync(len, payload))  # type: ignore[misc]
+            assert str(error) == f"{size} bytes"
+            assert worker_frames(error) == ["__setstate__", "check_state"]
+        error = outcome(lambda: manager.run_sync(process_jobs.raise_odd))
+        assert worker_frames(error) == ["raise_odd"]
+
+
+@pytest.mark.parametrize("options", [{}, DJANGO_HOOKS], ids=["plain", "django"])
+def test_what_a_carrier_raises_has_every_frame_of_the_projects(options: dict[str, Any]) -> None:
+    carrier = "tests.process_jobs.exploding_carrier"
+    with running(context=[carrier], **options) as manager:
+        error = outcome(lambda: manager.run_sync(process_jobs.echo, 1))
+        assert worker_frames(error) == ["apply", "check_state"]
+
+
+def worker_frames(error: Exception) -> list[str]:
+    """The functions of the frames that come from the worker."""
+    entries = error.__traceback__
+    found = []
+    while entries is not None:
+        # A frame that was rebuilt has no caller.
+        if entries.tb_frame.f_back is None:
+            found.append(entries.tb_frame.f_code.co_name)
+        entries = entries.tb_next
+    return found
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a worker changes on exceptions of any class, also of one that forbids changes.
+"""What a worker reads and changes on exceptions of any class, also of one that forbids changes.
 
 A frozen dataclass or a ``__setattr__`` that raises would end the worker that only wants to add a
 note. Standard library only: every worker imports this module.
@@ -6,10 +6,10 @@ note. Standard library only: every worker imports this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-__all__ = ["forget_frames", "note", "without_notes"]
+__all__ = ["forget_frames", "leading_frames", "note", "without_notes"]
 
 _DICT = BaseException.__dict__["__dict__"]
 _TRACEBACK = BaseException.__dict__["__traceback__"]
@@ -35,6 +35,19 @@ def without_notes(exc: BaseException) -> Iterator[None]:
     finally:
         if notes is not None:
             noted["__notes__"] = notes
+
+
+def leading_frames(exc: BaseException, modules: Collection[str]) -> int:
+    """How many of the first frames in the traceback of ``exc`` are of code of ``modules``."""
+    count = 0
+    entry = _TRACEBACK.__get__(exc)
+    while entry is not None:
+        module = dict.get(entry.tb_frame.f_globals, "__name__")
+        if type(module) is not str or module not in modules:
+            break
+        count += 1
+        entry = entry.tb_next
+    return count
 
 
 def forget_frames(exc: BaseException) -> None:

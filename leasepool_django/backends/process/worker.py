@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from ...worker import mark_worker
 from . import wire
 from .carriers import Carriers
-from .errors import forget_frames, note
+from .errors import forget_frames, leading_frames, note
 from .link import LOST, Link
 from .preparation import Setup, flush_streams, prepare
 from .shared import COPIED_WHOLE, THRESHOLD, Buffer, Payload, dump, load_parts
@@ -48,6 +48,8 @@ CALLS_BETWEEN_LOOKS = 16
 
 dumps, pack = pickle.dumps, wire.pack
 modules = sys.modules
+# Of the frames that stand above the function's in a traceback; a carrier or hook is the project's.
+_MODULES = frozenset({__name__, Link.__module__, Payload.__module__, Carriers.__module__})
 alarm, SIGVTALRM, SIGPROF = signal.alarm, signal.SIGVTALRM, signal.SIGPROF
 
 
@@ -174,8 +176,6 @@ class _Runner:
         self.limited = setup.max_tasks is not None or setup.max_rss is not None
         self.carriers = Carriers(setup.context) if setup.context else None
         self.bare = hooks is None and self.carriers is None
-        # How many frames of this module stand above the function's in a traceback.
-        self.own_frames = 1 if self.bare else 2 if hooks is None else 3
         if hooks is not None:
             self.enter, self.leave = hooks.enter, hooks.leave
         # What a function leaves running would hit the next one. An initializer's timers go on.
@@ -308,7 +308,7 @@ class _Runner:
 
     def _failure(self, error: BaseException) -> bytes:
         frame_locals = self.hooks.frame_locals if self.hooks is not None else None
-        return self.encode_exception(error, frame_locals, self.own_frames)
+        return self.encode_exception(error, frame_locals, leading_frames(error, _MODULES))
 
 
 def _forward_logs(link: Link, setup: Setup) -> None:
