@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from typing import BinaryIO
 
 from ...worker import mark_worker
@@ -125,13 +126,11 @@ class ForkServer:
             return False
         for kind, body in self.reader.feed(data):
             self._handle(kind, bytes(body))
-        while self.reader.wanted is not None:
-            count = self.control.recv_into(self.reader.wanted)
-            if not count:
+        if self.reader.wanted is not None:
+            frame = self.reader.receive_rest(self.control)
+            if frame is None:
                 return False
-            frame = self.reader.filled(count)
-            if frame is not None:
-                self._handle(frame[0], bytes(frame[1]))
+            self._handle(frame[0], bytes(frame[1]))
         return True
 
     def _handle(self, kind: int, body: bytes) -> None:
@@ -260,31 +259,21 @@ class ForkServer:
     def _reap(self) -> None:
         """Report workers that ended, after killing whatever they had started."""
         ended = []
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if not pid:
-                break
-            self.immune.discard(pid)
+        while pid := _ended_child():
             number = self.workers.pop(pid, None)
             if number is not None:
-                ended.append((number, pid, os.waitstatus_to_exitcode(status)))
+                # While it is not reaped, no other process and no other group can have its number.
+                _kill_group(pid)
+            status = _reap(pid)
+            self.immune.discard(pid)
+            if number is not None:
+                ended.append((number, os.waitstatus_to_exitcode(status)))
         if not ended:
             return
-        for _, pid, _ in ended:
-            self._kill_left_behind(pid)
-        for number, _, code in ended:
-            self.control.sendall(wire.message(wire.EXITED, number, code))
-
-    def _kill_left_behind(self, pid: int) -> None:
-        """Kill what a worker had started and what came to this process when it died."""
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass  # nobody is left in its group
+        # What is in other groups came to this process when the worker died.
         self._kill_strays()
+        for number, code in ended:
+            self.control.sendall(wire.message(wire.EXITED, number, code))
 
     def _kill_strays(self) -> None:
         """Kill the children of this process that are not workers.
@@ -325,13 +314,54 @@ class ForkServer:
             except ProcessLookupError:
                 continue
         for pid in list(self.workers):
-            try:
-                os.waitpid(pid, 0)
-            except ChildProcessError:
-                pass
+            _wait_for_end(pid)
+            _kill_group(pid)
+            _reap(pid)
             del self.workers[pid]
-            self._kill_left_behind(pid)
         self._kill_strays()
+
+
+# Where there is no waitid() (macOS before Python 3.13), to look is to reap.
+_reaped: dict[int, int] = {}
+
+
+def _ended_child() -> int:
+    """A child that has ended, to be given to ``_reap``; 0 if there is none."""
+    try:
+        if hasattr(os, "waitid"):
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            return 0 if found is None else found.si_pid
+        pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return 0
+    if pid:
+        _reaped[pid] = status
+    return pid
+
+
+def _wait_for_end(pid: int) -> None:
+    with suppress(ChildProcessError):
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        else:
+            _reaped[pid] = os.waitpid(pid, 0)[1]
+
+
+def _reap(pid: int) -> int:
+    """Let go of a child that has ended; its status as ``waitpid`` gives it."""
+    status = _reaped.pop(pid, None)
+    if status is None:
+        try:
+            _, status = os.waitpid(pid, 0)
+        except ChildProcessError:
+            return 0
+    return status
+
+
+def _kill_group(pid: int) -> None:
+    """Kill what is left of the group that a worker leads, or led."""
+    with suppress(ProcessLookupError, PermissionError):  # nobody that this process may kill
+        os.killpg(pid, signal.SIGKILL)
 
 
 class _ParentWatch:

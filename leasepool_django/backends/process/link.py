@@ -103,13 +103,7 @@ class Link:
         reader = self._reader
         while not self._frames:
             if reader.wanted is not None:
-                count = self.channel.recv_into(reader.wanted)
-                if not count:
-                    return None
-                frame = reader.filled(count)
-                if frame is not None:
-                    return frame
-                continue
+                return reader.receive_rest(self.channel)
             # One who sleeps in recvmsg is also woken whenever the other end has read, for there is
             # room to send again then; a switch of processes for each call, and for nothing.
             self._wait()

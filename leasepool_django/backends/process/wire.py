@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import pickle
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import socket
 
 __all__ = ["FrameReader", "frame", "message"]
 
@@ -130,6 +133,17 @@ class FrameReader:
             frames.append((head & LARGEST_KIND, data[body:start]))
         self.rest = data[start:]
         return frames
+
+    def receive_rest(self, channel: socket.socket) -> tuple[int, bytes | bytearray] | None:
+        """Receive the rest of a large body from a socket that blocks; ``None`` at its end."""
+        frame = None
+        while frame is None:
+            assert self.wanted is not None
+            count = channel.recv_into(self.wanted)
+            if not count:
+                return None
+            frame = self.filled(count)
+        return frame
 
     def filled(self, count: int) -> tuple[int, bytes | bytearray] | None:
         """``count`` bytes were received into ``wanted``; the frame, if that completes it."""
