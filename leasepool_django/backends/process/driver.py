@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import pickle
 import select
 import signal
 import socket
@@ -285,7 +284,7 @@ class ProcessWorker(Worker):
         plain = kind & wire.PLAIN
         if call is not None and kind == wire.NEED:
             self._call_taken = True
-            self._offer(pickle.loads(body)[0])
+            self._offer(int.from_bytes(body, "little"))
             return
         if call is None or call.home is not home or plain not in _OUTCOMES:
             self._interfered()
