@@ -153,7 +153,7 @@ class Link:
         """
         self.segments_used = False
         if self._results_seen:
-            self.drop_results()
+            self._drop_results()
         seen, self._arguments_seen = self._arguments_seen, False
         if self._arguments is not None and not seen and not self._arguments.in_use:
             return False
@@ -165,7 +165,14 @@ class Link:
         if segment is not None:
             segment.close()
 
-    def drop_results(self) -> None:
+    def drop(self, body: bytes | bytearray) -> None:
+        """Do as a ``DROP`` frame says."""
+        if body == wire.ARGUMENTS:
+            self._drop_arguments()
+        else:
+            self._drop_results()
+
+    def _drop_results(self) -> None:
         """Give the result segment up: the parent refers to it, or a forked process has it."""
         self._results_seen = False
         segment, self._results = self._results, None
@@ -175,12 +182,9 @@ class Link:
     def share(self, payload: Payload) -> bool:
         """Put a result into shared memory; false if the socket has to carry it."""
         if self._results is None or self._results_seen or self._results.size < payload.size:
-            self.drop_results()
-            self.send(wire.message(wire.NEED, payload.size))
-            frame = self.receive()
-            if frame is None:
-                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-            size = int.from_bytes(frame[1], "little")
+            self._drop_results()
+            self.send(wire.frame(wire.NEED, payload.size.to_bytes(8, "little")))
+            size = self._offered()
             self._results = self._received_segment(size) if size else None
             if self._results is None:
                 return False
@@ -189,6 +193,16 @@ class Link:
         except OSError:
             return False  # no memory left
         return True
+
+    def _offered(self) -> int:
+        while (frame := self.receive()) is not None:
+            kind, body = frame
+            if kind == wire.OFFER:
+                return int.from_bytes(body, "little")
+            if kind != wire.DROP:
+                break
+            self.drop(body)
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def send(self, *parts: Buffer) -> None:
         """Send whole frames. ``send`` on a socket: a reused descriptor is never written to.

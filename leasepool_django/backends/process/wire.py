@@ -26,7 +26,9 @@ CALL = 1
 CALL_PARTS = 10  # with out-of-band buffers, see shared.Payload
 CALL_SHARED = 11  # the payload is in a segment; a new segment's descriptor comes along
 OFFER = 12  # a segment for the result, or (without a descriptor) none
-DROP = 13  # the result segment is still in use here: forget it
+DROP = 13  # forget a segment, which the body names
+RESULTS = b"\x01"  # ... or an empty one: it is still in use here
+ARGUMENTS = b"\x02"  # it will not be written again
 # worker -> parent
 READY = 2
 FAILED = 3
@@ -35,7 +37,7 @@ RESULT = 5
 ERROR = 6
 RESULT_PARTS = 7
 RESULT_SHARED = 8
-NEED = 9  # a segment for a result of so many bytes
+NEED = 9  # a segment for a result of so many bytes: 8 bytes, little-endian
 # Added to an outcome:
 RETIRING = 0x80  # the worker takes no further call and leaves
 KEPT = 0x40  # the function kept something that refers to the argument segment

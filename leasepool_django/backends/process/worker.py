@@ -143,7 +143,7 @@ def _serve(link: Link, setup: Setup, hooks: Any) -> int:
         elif kind == wire.CALL_SHARED:
             leaving = call(link.read_arguments, body)
         elif kind == wire.DROP:
-            link.drop_results()
+            link.drop(body)
             leaving = False
         else:
             return wire.CUT_OFF
