@@ -68,7 +68,7 @@ class Link:
         # process was forked, which has what was mapped then and would see what is written there.
         self.segments_used = False
         self._arguments_seen = self._results_seen = False
-        self._masks: dict[int, set[signal.Signals]] = {}  # of threads that are about to fork
+        self._masks: dict[int, set[int | signal.Signals]] = {}  # of threads that are about to fork
         os.register_at_fork(
             before=self._before_fork,
             after_in_parent=self._after_fork,

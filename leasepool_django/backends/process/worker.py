@@ -15,7 +15,9 @@ import signal
 import socket
 import sys
 import traceback
-from _signal import getsignal  # that of signal makes an enum member, which takes 50 times as long
+
+# That of signal makes an enum member, which takes 50 times as long.
+from _signal import getsignal  # type: ignore[import-not-found]
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
