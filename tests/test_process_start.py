@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -23,7 +25,7 @@ from leasepool_django import (
 )
 from leasepool_django.engine import Event
 from tests import process_jobs as jobs
-from tests.process_pools import new_manager, running, wait_all_idle
+from tests.process_pools import CALLERS, Caller, new_manager, running, wait_all_idle
 from tests.process_table import fork_servers, worker_pids
 from tests.waiting import wait_until
 
@@ -212,6 +214,25 @@ def test_workers_that_die_as_soon_as_they_are_ready_do_not_come_in_a_loop() -> N
         wait_until(lambda: manager.stats().workers_crashed >= 4, timeout=20)
         assert time.monotonic() - began > 0.1 + 0.2 + 0.4
         wait_until(lambda: worker_state(manager) == "failed")
+
+
+@pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
+def test_workers_that_die_before_they_read_a_call_do_not_come_in_a_loop(caller: Caller) -> None:
+    """Each is counted and told of as a crash, and the next one waited for twice as long."""
+    events: list[Event] = []
+    with ThreadPoolExecutor(1) as thread:
+        with running(initializer=jobs.die_when_a_call_comes) as manager:
+            manager.subscribe(events.append)
+            began = time.monotonic()
+            call = thread.submit(caller.outcome, manager, jobs.echo, 1)
+            wait_until(lambda: manager.stats().workers_crashed >= 4, timeout=20)
+            assert time.monotonic() - began > 0.1 + 0.2 + 0.4
+            wait_until(lambda: worker_state(manager) == "failed")
+            assert manager.stats().waiting == 1
+        assert type(call.result(10)) is LeasePoolNotStartedError
+    crashes = [event for event in events if event.kind == "worker_crashed"]
+    assert len(crashes) >= 4
+    assert {(event.level, event.facts["calls"]) for event in crashes} == {(logging.WARNING, 0)}
 
 
 def test_a_worker_that_dies_in_its_first_call_is_replaced_at_once() -> None:

@@ -43,7 +43,13 @@ _OUTCOMES = frozenset({wire.RESULT, wire.ERROR, wire.RESULT_PARTS, wire.RESULT_S
 
 
 class ProcessWorker(Worker):
-    """One worker process. Created when it is asked for; handed to the engine once it is ready."""
+    """One worker process. Created when it is asked for; handed to the engine once it is ready.
+
+    ``died_unasked``: it was found dead with a call that it had not read, before anybody had asked
+    it to leave.
+    """
+
+    died_unasked = False
 
     def __init__(self, backend: ProcessBackend, host: Host, slot: Slot, number: int) -> None:
         self.slot = slot
@@ -470,6 +476,8 @@ class ProcessWorker(Worker):
         # Only what is received piece by piece may have been too much for it.
         suspect = type(call.payload) is not bytes and self._outbox.streamed
         self.deadline = None
+        # To the engine it is leaving from now on; its end is still an unasked one.
+        self.died_unasked = self.died_unasked or not (self.leaving or self.killed)
         if not self._ended.is_set():
             self._backend.expect_end_now(self)
         if not self._host.call_undelivered(self, call, suspect=suspect):

@@ -37,6 +37,8 @@ __all__ = ["ProcessBackend"]
 
 LEAVE_SECONDS = 5.0  # how long a worker that was asked to leave may take
 REPORT_SECONDS = 10.0  # how late the fork server may report the end of a worker
+# How often, and how long apart, to look whether a driver has noticed that its worker is dead.
+LOOKS, LOOK_SECONDS = 20, 0.005
 _CUT_OFF = "the function had closed its connection to this process"
 
 
@@ -292,13 +294,23 @@ class ProcessBackend(Encoder, Backend):
     def _ended(self, worker: ProcessWorker, status: int) -> None:
         while not worker.ready and self._starting(worker):
             pass  # the last it said was still in the socket
-        meant = worker.leaving or worker.killed or status == wire.RETIRED
+        asked = worker.leaving and not worker.died_unasked
+        meant = asked or worker.killed or status == wire.RETIRED
         worker.ended(status)
         if worker.ready:
-            self._host.worker_gone(worker.slot, crashed=not meant or bool(worker.offence))
+            self._tell_gone(worker, crashed=not meant or bool(worker.offence))
             return
         failure = worker.failure or f"It {manner(status)} while it started."
         self._fail(worker.slot, f"A worker could not get ready.\n{failure}", failure)
+
+    def _tell_gone(self, worker: ProcessWorker, *, crashed: bool, looks: int = LOOKS) -> None:
+        if crashed and looks and worker.slot.call and not worker.calls and not worker.leaving:
+            # Its driver is about to say whether the call had begun: one that dies unused, as often
+            # as it is replaced, must not be replaced at once.
+            again = partial(self._tell_gone, worker, crashed=crashed, looks=looks - 1)
+            self._host.housekeeper.call_later(LOOK_SECONDS, again)
+        else:
+            self._host.worker_gone(worker.slot, crashed=crashed)
 
     def _fail(self, slot: Slot, text: str, details: str | None) -> None:
         self._host.start_failed(slot, WorkerStartError(text.rstrip(), traceback_text=details))
