@@ -347,6 +347,11 @@ def print_text(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - that is what it is for
 
 
+def stop_fork_server_and_die() -> None:
+    os.kill(os.getppid(), signal.SIGSTOP)
+    kill_own_process()
+
+
 def print_and_die(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     kill_own_process()

@@ -17,18 +17,21 @@ import pytest
 from leasepool_django import (
     CallTimeoutError,
     LeasedExecutorManager,
+    LeasePoolNotStartedError,
     WorkerCrashedError,
     WorkerStartError,
 )
-from leasepool_django.backends.process import ProcessBackend, pool
+from leasepool_django.backends.process import ProcessBackend, control, pool
 from leasepool_django.backends.process.driver import ProcessWorker
 from leasepool_django.engine import Event
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
 from tests.leaks import Process
-from tests.process_pools import assert_full_capacity, new_manager, running
-from tests.process_table import fork_servers, identify, state, wait_gone, worker_pids
+from tests.process_pools import CALLERS, Caller, assert_full_capacity, new_manager, running
+from tests.process_table import fork_servers, identify, is_alive, state, wait_gone, worker_pids
 from tests.waiting import async_wait_until, wait_until
+
+each_caller = pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
 
 # Within which workers follow what has made them.
 SOON = 1.0
@@ -135,6 +138,48 @@ def test_what_workers_had_started_dies_when_the_fork_server_is_killed(tmp_path: 
         assert_full_capacity(manager, tmp_path)
 
 
+def test_a_stop_with_a_stopped_fork_server_leaves_nothing_that_workers_had_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manager kills what the fork server would have killed, before ``stop`` returns."""
+    monkeypatch.setattr(control, "EXIT_SECONDS", 0.3)
+    with running() as manager:
+        started = [identify(pid) for pid in manager.run_sync(jobs.start_and_return)]
+        (server,) = fork_servers()
+        started.append(identify(server))
+        os.kill(server, signal.SIGSTOP)
+        manager.stop_sync()
+        assert [process for process in started if is_alive(process)] == []
+        assert len(started) == 7
+
+
+@pytest.mark.parametrize("stop", [True, False], ids=["stopped", "timed out"])
+def test_a_start_that_fails_with_a_stopped_fork_server_leaves_nothing(
+    stop: bool,  # noqa: FBT001
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether it is given up or takes too long; what its initializer had started is gone."""
+    monkeypatch.setattr(control, "EXIT_SECONDS", 0.3)
+    monkeypatch.setattr(pool, "REPORT_SECONDS", 0.3)
+    manager = new_manager(
+        initializer=jobs.start_and_spin, initargs=[tmp_path / "pids"], start_timeout=3
+    )
+    with ThreadPoolExecutor(1) as thread:
+        start = thread.submit(manager.start_sync)
+        wait_until((tmp_path / "pids").exists)
+        started = [identify(int(pid)) for pid in (tmp_path / "pids").read_text().split()]
+        (server,) = fork_servers()
+        os.kill(server, signal.SIGSTOP)
+        if stop:
+            manager.stop_sync()
+        with pytest.raises(LeasePoolNotStartedError if stop else WorkerStartError) as caught:
+            start.result(20)
+        assert [process for process in started if is_alive(process)] == []
+        if not stop:
+            assert "did not report the end of a worker" in str(caught.value)
+
+
 def test_a_fork_server_killed_while_it_prepares_fails_the_start(
     modules: Path, tmp_path: Path
 ) -> None:
@@ -190,6 +235,29 @@ def test_a_fork_server_that_stays_mute_is_replaced(
         f"The fork server (pid {server}) did not report the end of a worker within 0.3 s and was "
         "killed. Was it stopped?"
     )
+
+
+@each_caller
+def test_a_death_that_a_stopped_fork_server_does_not_report_is_not_blamed_on_the_servers(
+    caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker had ended by itself, and others of its fork server with it."""
+    monkeypatch.setattr(pool, "REPORT_SECONDS", 0.3)
+    monkeypatch.setattr(pool, "HANG_UP_SECONDS", 0.05)
+    with running() as manager, ThreadPoolExecutor(1) as thread:
+        call = thread.submit(caller.outcome, manager, jobs.hold, tmp_path)
+        wait_until((tmp_path / "holding").exists)
+        (server,), (worker,) = fork_servers(), worker_pids()
+        os.kill(server, signal.SIGSTOP)
+        os.kill(worker, signal.SIGKILL)
+        error = call.result(10)
+        assert type(error) is WorkerCrashedError
+        assert str(error) == (
+            f"The worker (pid {worker}) running tests.process_jobs.hold died; its end was not "
+            "reported, because its fork server was stopped or hung. It has been replaced; the call "
+            "was not repeated."
+        )
+        assert_full_capacity(manager, tmp_path)
 
 
 def test_a_late_report_is_not_held_against_the_function(

@@ -163,6 +163,40 @@ def test_without_process_descriptors_every_promise_is_kept(
     assert "Traceback" not in ended.stderr
 
 
+STOPPED = (
+    FORBID
+    + """
+from pathlib import Path
+from leasepool_django import LeasedExecutorManager, WorkerCrashedError
+from leasepool_django.backends.process import pool
+from tests import process_jobs as jobs
+
+if __name__ == "__main__":
+    forbid_pidfds(1)
+    pool.REPORT_SECONDS = 0.3
+    manager = LeasedExecutorManager(max_pools=1, workers_per_pool=1)
+    manager.start_sync()
+    try:
+        manager.run_sync(jobs.stop_fork_server_and_die)
+    except WorkerCrashedError as error:
+        print(str(error).partition("; ")[2])
+    print(manager.run_sync(jobs.echo, "served"))
+    manager.stop_sync()
+"""
+)
+
+
+def test_without_process_descriptors_no_caller_waits_for_a_stopped_fork_server(
+    tmp_path: Path,
+) -> None:
+    ended = run_program(tmp_path, STOPPED)
+    assert ended.stdout.splitlines() == [
+        "its end was not reported, because its fork server was stopped or hung. It has been "
+        "replaced; the call was not repeated.",
+        "served",
+    ], ended.stderr
+
+
 SERVER = (
     FORBID
     + """

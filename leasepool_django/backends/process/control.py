@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -123,13 +124,24 @@ class ForkServerProcess:
             call_later(LOOK_SECONDS, partial(self.kill_left_behind, call_later))
 
     def close(self) -> int:
-        """Hang up, upon which it kills its workers and ends; returns its exit status."""
+        """Hang up, upon which it kills its workers and ends; returns its exit status.
+
+        What it should have killed and has not, since it was stopped or killed, is killed here. May
+        take ``EXIT_SECONDS``.
+        """
         self._close_descriptors()
         try:
-            return self._process.wait(EXIT_SECONDS)
+            status = self._process.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+            status = self._killed()
+        if status < 0:
+            with suppress(OSError):  # no descriptor is left to look with
+                kill_marked(MARK, self._mark)
+        return status
+
+    def _killed(self) -> int:
+        self._process.kill()
+        return self._process.wait()
 
     def discard(self) -> None:
         """After a fork, in the child: close this copy of the descriptors."""

@@ -57,6 +57,7 @@ class ProcessWorker(Worker):
         self.ready = False
         self.failure: str | None = None  # why it could not get ready, as it said itself
         self.lost = False  # whether it died with its fork server
+        self.unreported = False  # whether it had ended before, and the fork server did not say so
         self.offence = ""  # why this process had to end it, other than by kill()
         self.reader = wire.FrameReader()
         self.channel, self.theirs = socket.socketpair()
@@ -139,13 +140,13 @@ class ProcessWorker(Worker):
             if self._ended.is_set():
                 return
             self.killed = True
+            by_number = self.pidfd is None
             if self.pidfd is not None:
                 try:
                     signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
                 except ProcessLookupError:
                     pass  # dead, and its end is about to be reported
-                return
-        self._host.housekeeper.post(lambda: self._backend.kill_by_number(self.number))
+        self._host.housekeeper.post(partial(self._backend.ending, self, by_number=by_number))
 
     @property
     def is_dead(self) -> bool:

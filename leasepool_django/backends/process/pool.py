@@ -103,7 +103,9 @@ class ProcessBackend(Encoder, Backend):
     def crash(self, worker: ProcessWorker, call: Call) -> WorkerCrashedError:
         """The error for a call whose worker died by itself."""
         hint = ""
-        if worker.lost:
+        if worker.unreported:
+            hint = "its end was not reported, because its fork server was stopped or hung"
+        elif worker.lost:
             hint = "the fork server that made it died, and it died with it"
         elif worker.status is None:
             hint = "it had not received the call, nor had others that it was sent to"
@@ -343,7 +345,7 @@ class ProcessBackend(Encoder, Backend):
             self._set_timer(worker.number, within, worker.end)
 
     def expect_end_soon(self, worker: ProcessWorker) -> None:
-        """Any thread: the worker is leaving or has closed its socket, so it should end."""
+        """Any thread: the worker has said that it leaves."""
         self._host.housekeeper.post(partial(self.expect_end, worker))
 
     def expect_end_now(self, worker: ProcessWorker) -> None:
@@ -356,28 +358,41 @@ class ProcessBackend(Encoder, Backend):
 
     def _unreported(self, worker: ProcessWorker) -> None:
         """Some time after a worker has closed its socket: its end has not been reported."""
-        if worker.is_dead:
-            # The fork server is slow, or stopped; its workers' callers must not wait for ever.
-            self._set_timer(worker.number, REPORT_SECONDS, self._server_is_mute)
-            return
-        worker.offence = _CUT_OFF
-        worker.end()
+        if worker.is_dead or worker.killed:
+            self._expect_report(worker)
+        else:
+            worker.offence = _CUT_OFF
+            worker.end()
 
-    def _server_is_mute(self) -> None:
+    def ending(self, worker: ProcessWorker, *, by_number: bool) -> None:
+        """The worker has been killed; or is to be, ``by_number``, as it has no descriptor."""
+        if worker.number not in self._workers:
+            return
+        if by_number and self._server is not None:
+            try:
+                self._server.kill_worker(worker.number)
+            except OSError:
+                self._server_lost()
+                return
+        self._expect_report(worker)
+
+    def _expect_report(self, worker: ProcessWorker) -> None:
+        # The fork server is slow, or stopped; its workers' callers must not wait for ever.
+        self._set_timer(worker.number, REPORT_SECONDS, partial(self._not_reported, worker))
+
+    def _not_reported(self, worker: ProcessWorker) -> None:
+        if worker.pidfd is not None and not worker.is_dead:
+            self._expect_report(worker)  # it cannot die before its I/O ends
+            return
         if self._server is not None:
             self._server_failure = (
                 f"The fork server (pid {self._server.pid}) did not report the end of a worker "
                 f"within {REPORT_SECONDS:g} s and was killed. Was it stopped?"
             )
+            worker.unreported = True
+            for other in self._workers.values():  # as long as it can be told from dying with it
+                other.unreported = other.unreported or other.is_dead
             self._server.kill()
-
-    def kill_by_number(self, number: int) -> None:
-        """Kill through the fork server, where there are no process descriptors."""
-        if self._server is not None and number in self._workers:
-            try:
-                self._server.kill_worker(number)
-            except OSError:
-                self._server_lost()
 
     def live_workers(self) -> int:
         """See ``Backend.live_workers``."""
