@@ -13,6 +13,7 @@ import functools
 import itertools
 import logging
 import os
+import pickle
 import random
 import resource
 import select
@@ -543,6 +544,27 @@ def return_lambda() -> Callable[[], int]:
 
 def return_exploding(exception: type[BaseException] = ValueError) -> ExplodesOnArrival:
     return ExplodesOnArrival(exception)
+
+
+class SlowToArrive:
+    """Unpickling it says so in ``path``, and waits for what the test does then."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.data = bytearray(size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (self.path, pickle.PickleBuffer(self.data))
+
+
+def _arrive(path: Path, data: Any) -> int:
+    announce(path)
+    time.sleep(20)
+    return len(data)
+
+
+def return_slow(path: Path, size: int) -> SlowToArrive:
+    return SlowToArrive(path, size)
 
 
 class ExitsWhenPickled:

@@ -16,7 +16,7 @@ from leasepool_django.backends.process.outbox import Outbox
 from tests import fault_jobs
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
-from tests.process_pools import assert_full_capacity, run_program, running
+from tests.process_pools import assert_full_capacity, run_program, running, start_program
 from tests.process_table import state, worker_pids
 from tests.waiting import wait_until
 
@@ -68,6 +68,38 @@ def test_a_worker_that_dies_waiting_for_memory_for_its_result_runs_the_call_once
             manager.run_sync(fault_jobs.mark_and_return, mark, 1 << 20)
         assert len(mark.read_text().splitlines()) == 2
         assert_full_capacity(manager, tmp_path)
+
+
+INTERRUPTED = """
+    import os, sys
+    from pathlib import Path
+    from leasepool_django import LeasedExecutorManager
+    from tests import process_jobs as jobs
+
+    if __name__ == "__main__":
+        manager = LeasedExecutorManager(max_pools=1, workers_per_pool=1)
+        manager.start_sync()
+        pid = manager.run_sync(os.getpid)
+        try:
+            manager.run_sync(jobs.return_slow, Path(sys.argv[1]), int(sys.argv[2]))
+        except KeyboardInterrupt:
+            print("interrupted")
+        print(manager.run_sync(os.getpid) == pid, manager.stats().workers_killed)
+        manager.stop_sync()
+"""
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20], ids=["by socket", "by shared memory"])
+def test_ctrl_c_while_a_result_is_unpickled_interrupts_the_caller(
+    size: int, tmp_path: Path
+) -> None:
+    """Its worker has done its work, and lives on."""
+    path = tmp_path / "arriving"
+    with start_program(tmp_path, INTERRUPTED, path, size) as program:
+        wait_until(path.exists, timeout=20)
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(timeout=20)
+    assert out.splitlines() == ["interrupted", "True 0"], err
 
 
 GARBAGE = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 from ...exceptions import NotPicklableError, WorkerCrashedError
@@ -19,7 +20,12 @@ __all__ = ["crashed", "decode", "manner"]
 
 
 def decode(call: Call, kind: int, body: bytes | bytearray, segment: Segment | None) -> None:
-    """Put the outcome into ``call``; a shared one is in ``segment``."""
+    """Put the outcome into ``call``; a shared one is in ``segment``. Never raises.
+
+    Ctrl-C of a blocking caller, on the main thread, becomes the call's error, which that caller
+    raises; the worker has done its work and may be used again. On a loop it cannot be told from
+    what the unpickling itself may raise, and must not end the loop in the middle of its own work.
+    """
     if kind != wire.ERROR:
         try:
             if kind == wire.RESULT:
@@ -30,6 +36,9 @@ def decode(call: Call, kind: int, body: bytes | bytearray, segment: Segment | No
                 assert segment is not None
                 call.value = segment.read(body)
         except BaseException as error:  # noqa: BLE001 - the caller gets it, whatever it is
+            if isinstance(error, KeyboardInterrupt) and _interrupts(call):
+                call.error = error
+                return
             call.error = NotPicklableError(
                 f"The result of {shown_name(call.function)} cannot be unpickled here: "
                 f"{type(error).__name__}: {error}",
@@ -40,6 +49,10 @@ def decode(call: Call, kind: int, body: bytes | bytearray, segment: Segment | No
         from .remote import decode_exception
 
         call.error = decode_exception(bytes(body))
+
+
+def _interrupts(call: Call) -> bool:
+    return call.home is None and threading.current_thread() is threading.main_thread()
 
 
 def crashed(name: str, pid: int | None, status: int | None, hint: str) -> WorkerCrashedError:
