@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -89,6 +90,27 @@ def test_one_byte_at_a_time_is_enough() -> None:
     data = b"".join(wire.frame(kind, body) for kind, body in sent)
     reader = wire.FrameReader()
     assert read_all(reader, Stream(data, list(range(len(data))))) == sent
+
+
+def test_a_large_body_arrives_whole_though_room_is_made_for_it_bit_by_bit() -> None:
+    body = bytes(range(256)) * ((3 * wire.FIRST_PIECE + 256) // 256)
+    reader = wire.FrameReader()
+    stream = Stream(wire.frame(wire.RESULT, body) + wire.frame(wire.LOG, b"after"), [])
+    assert read_all(reader, stream) == [(wire.RESULT, body), (wire.LOG, b"after")]
+    assert reader.between_frames
+
+
+def test_a_header_alone_costs_little_memory() -> None:
+    """A function may have forged it."""
+    tracemalloc.start()
+    try:
+        reader = wire.FrameReader()
+        assert reader.feed(wire.pack(1 << 38 | wire.RESULT)) == []
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert reader.wanted is not None
+    assert peak < 2 * wire.FIRST_PIECE
 
 
 def test_a_message_carries_its_values() -> None:

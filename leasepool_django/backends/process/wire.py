@@ -6,6 +6,7 @@ for the control socket of the fork server. Standard library only: every worker i
 
 from __future__ import annotations
 
+import os
 import pickle
 from struct import Struct
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ pack = HEADER.pack
 unpack_from = HEADER.unpack_from
 HEADER_SIZE = HEADER.size
 RECEIVE = 1 << 16  # bytes asked for at once; a larger body is received in place
+FIRST_PIECE = 1 << 24  # bytes of a body for which there is room before any has come
+# Nothing larger can be on its way.
+LARGEST_BODY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 # parent -> worker
 CALL = 1
@@ -87,13 +91,15 @@ class FrameReader:
     """Turns received bytes into frames.
 
     While ``wanted`` is not ``None`` a large body is on its way: receive straight into it and call
-    ``filled``. Otherwise give what was received to ``feed``.
+    ``filled``. Otherwise give what was received to ``feed``. Whatever length a header claims, room
+    is made for twice of what has come, and for ``FIRST_PIECE``.
     """
 
     def __init__(self) -> None:
         self.rest = b""  # the beginning of a frame whose end has not come yet
         self.wanted: memoryview | None = None
         self._body = bytearray()
+        self._missing = 0  # bytes of it for which there is no room yet
         self._kind = 0
 
     @property
@@ -118,15 +124,12 @@ class FrameReader:
             body = start + HEADER_SIZE
             if end - body < length:
                 self._kind = head & LARGEST_KIND
-                if self._kind & PLAIN not in _KINDS:
+                if self._kind & PLAIN not in _KINDS or length > LARGEST_BODY:
                     frames.append((GARBLED, b""))
                     return frames
                 if length > RECEIVE:
-                    try:
-                        self._body = bytearray(length)
-                    except MemoryError:
-                        frames.append((GARBLED, b""))
-                        return frames
+                    self._body = bytearray(min(length, FIRST_PIECE))
+                    self._missing = length - len(self._body)
                     self._body[: end - body] = data[body:end]
                     self.wanted = memoryview(self._body)[end - body :]
                     return frames
@@ -154,5 +157,15 @@ class FrameReader:
         if self.wanted:
             return None
         self.wanted = None
+        if self._missing:
+            size = len(self._body)
+            more = min(size, self._missing)
+            try:
+                self._body += bytes(more)
+            except MemoryError:
+                return GARBLED, b""
+            self._missing -= more
+            self.wanted = memoryview(self._body)[size:]
+            return None
         body, self._body = self._body, bytearray()
         return self._kind, body
