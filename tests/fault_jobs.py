@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,19 @@ def length_later(*values: Any) -> int:
     """Be slow with large arguments."""
     time.sleep(0.5)
     return len(values[0])
+
+
+def forge(*frames: bytes) -> int:
+    """Write into the worker's own socket what this process takes for the worker's words."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            found = socket.socket(fileno=os.dup(number))
+        except OSError:
+            continue  # no socket, or the listing's own
+        with found:
+            for frame in frames:
+                found.sendall(frame)
+    return os.getpid()
 
 
 _leaked: list[bytes] = []

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import pickle
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from leasepool_django import CallTimeoutError, LeasedExecutorManager, WorkerCrashedError
+from leasepool_django.backends.process import wire
 from leasepool_django.backends.process.outbox import Outbox
-from tests import fault_jobs
+from leasepool_django.backends.process.shared import Segment
+from tests import fault_jobs, shared_jobs
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
-from tests.process_pools import assert_full_capacity, run_program, running, start_program
+from tests.process_pools import (
+    CALLERS,
+    Caller,
+    assert_full_capacity,
+    run_program,
+    running,
+    start_program,
+)
 from tests.process_table import state, worker_pids
-from tests.waiting import wait_until
+from tests.waiting import async_wait_until, wait_until
+
+each_caller = pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
 
 
 def test_a_worker_goes_from_threads_to_loops_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +81,89 @@ def test_a_worker_that_dies_waiting_for_memory_for_its_result_runs_the_call_once
         with pytest.raises(WorkerCrashedError, match="was killed by SIGKILL"):
             manager.run_sync(fault_jobs.mark_and_return, mark, 1 << 20)
         assert len(mark.read_text().splitlines()) == 2
+        assert_full_capacity(manager, tmp_path)
+
+
+@each_caller
+@pytest.mark.parametrize(
+    "body",
+    [
+        pickle.dumps((1 << 20,)),
+        b"rubbish",
+        b"8 bytes.",
+        (1 << 29).to_bytes(8, "little") + b"more",
+        (0).to_bytes(8, "little"),
+        # More than any worker may ask for.
+        ((1 << 29) + 1).to_bytes(8, "little"),
+    ],
+)
+def test_a_forged_request_for_memory_costs_the_worker_alone(
+    caller: Caller, body: bytes, tmp_path: Path
+) -> None:
+    """Nothing of it is unpickled, and nothing made for it."""
+    with running() as manager:
+        error = caller.outcome(manager, fault_jobs.forge, wire.frame(wire.NEED, body))
+        assert type(error) is WorkerCrashedError
+        assert "something wrote into its connection" in str(error)
+        assert_full_capacity(manager, tmp_path)
+
+
+@each_caller
+def test_a_forged_beginning_of_a_large_result_ends_with_the_time_out(
+    caller: Caller, tmp_path: Path
+) -> None:
+    """What the worker says afterwards is taken for a part of it."""
+    header = wire.pack(1 << 38 | wire.RESULT)
+    with running(call_timeout=1) as manager:
+        assert type(caller.outcome(manager, fault_jobs.forge, header)) is CallTimeoutError
+        assert_full_capacity(manager, tmp_path)
+
+
+@each_caller
+def test_an_outcome_that_cannot_be_dealt_with_costs_the_worker_and_not_the_caller(
+    caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may have closed descriptors that it does not own."""
+
+    give_up = Outbox.give_up_arguments
+
+    def fail_once(outbox: Outbox) -> None:
+        monkeypatch.setattr(Outbox, "give_up_arguments", give_up)
+        give_up(outbox)
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    kept = np.ones(100_000)
+    with running() as manager:
+        assert caller(manager, shared_jobs.echo, kept).sum() == 100_000
+        monkeypatch.setattr(Outbox, "give_up_arguments", fail_once)
+        with pytest.raises(WorkerCrashedError, match="something wrote into its connection"):
+            caller(manager, shared_jobs.keep, kept)
+        assert_full_capacity(manager, tmp_path)
+
+
+def test_a_call_that_cannot_be_begun_costs_neither_its_predecessor_nor_itself_an_answer(
+    loop_runner: LoopRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is begun where its predecessor ends."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    async def calls() -> list[object]:
+        first = asyncio.create_task(manager.run(jobs.hold, tmp_path))
+        second = asyncio.create_task(manager.run(jobs.echo, bytes(1 << 20)))
+        await async_wait_until(lambda: manager.stats().waiting == 1)
+        (tmp_path / "go").touch()
+        async with asyncio.timeout(20):
+            return await asyncio.gather(first, second, return_exceptions=True)
+
+    with running() as manager:
+        pid = manager.run_sync(os.getpid)
+        with monkeypatch.context() as patch:
+            patch.setattr(Segment, "write", fail)
+            first, second = loop_runner(calls())
+        assert first == pid
+        assert type(second) is MemoryError
         assert_full_capacity(manager, tmp_path)
 
 

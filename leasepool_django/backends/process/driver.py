@@ -157,7 +157,7 @@ class ProcessWorker(Worker):
     def receive_frames(self) -> list[tuple[int, bytes | bytearray]] | None:
         """Receive once; the frames that completes, or ``None`` at the end of the stream."""
         if self.reader.wanted is None:
-            data = self.channel.recv(wire.RECEIVE)
+            data = self._receive(wire.RECEIVE)
             return self.reader.feed(data) if data else None
         count = self.channel.recv_into(self.reader.wanted)
         if not count:
@@ -192,11 +192,25 @@ class ProcessWorker(Worker):
             self._unsent.clear()
             self._undelivered(call)
             return
+        except Exception as error:  # noqa: BLE001 - a payload that cannot be copied, for one
+            self._not_sent(call, error)
+            return
         if self._unsent:
             home.add_writer(self._fd, self._writable, home)
         elif eager and self._eager < EAGER_CALLS:
             self._eager += 1
             self._take(home)
+
+    def _not_sent(self, call: Call, error: Exception) -> None:
+        """Nobody knows what the worker makes of what it has of ``call``: it goes."""
+        self._call = None
+        self.deadline = None
+        self._unsent.clear()
+        self._host.call_ended(self, call, call.home, retiring=True)
+        self.end()
+        if call.state != GONE:
+            call.error = error
+        call.wake()
 
     def _set_deadline(self, call: Call) -> None:
         assert call.timeout is not None
@@ -291,7 +305,7 @@ class ProcessWorker(Worker):
         plain = kind & wire.PLAIN
         if call is not None and kind == wire.NEED:
             self._call_taken = True
-            self._offer(int.from_bytes(body, "little"))
+            self._offer(body)
             return
         if call is None or call.home is not home or plain not in _OUTCOMES:
             self._interfered()
@@ -299,32 +313,43 @@ class ProcessWorker(Worker):
         self._call = None
         self._call_taken = False
         self.deadline = None
-        if kind & wire.KEPT:
-            self._outbox.give_up_arguments()
-        if plain == wire.RESULT_SHARED and call.state != GONE:
-            # Before the worker may write to the segment again.
-            decode(call, plain, body, self._outbox.results)
-            self._outbox.results_read = True
-        following = self._host.call_ended(self, call, home, retiring=kind >= wire.RETIRING)
-        if following is not None:
-            assert home is not None
-            self.begin(following, home, eager=False)
-        elif kind >= wire.RETIRING:
-            self._backend.expect_end_soon(self)
-        if call.state != GONE:  # abandoned: nobody wants to know
-            if plain != wire.RESULT_SHARED:
-                decode(call, plain, body, None)
-            future = call.future
-            if future is not None and not future.done():
-                future.set_result(None)
+        try:
+            if kind & wire.KEPT:
+                self._outbox.give_up_arguments()
+            if plain == wire.RESULT_SHARED and call.state != GONE:
+                # Before the worker may write to the segment again.
+                decode(call, plain, body, self._outbox.results)
+                self._outbox.results_read = True
+            following = self._host.call_ended(self, call, home, retiring=kind >= wire.RETIRING)
+        except Exception:  # noqa: BLE001 - a frame costs the worker at most, and never a caller
+            self._call = call  # who is told when the worker has ended
+            self._interfered()
+            return
+        try:
+            if following is not None:
+                assert home is not None
+                self.begin(following, home, eager=False)
+            elif kind >= wire.RETIRING:
+                self._backend.expect_end_soon(self)
+        finally:
+            if call.state != GONE:  # abandoned: nobody wants to know
+                if plain != wire.RESULT_SHARED:
+                    decode(call, plain, body, None)
+                future = call.future
+                if future is not None and not future.done():
+                    future.set_result(None)
 
     def _interfered(self) -> None:
         """Only a function that writes to descriptors it does not own can cause this."""
         self.offence = "something wrote into its connection to this process"
         self.end()
 
-    def _offer(self, size: int) -> None:
-        """The worker asks for shared memory for a result."""
+    def _offer(self, body: bytes | bytearray) -> None:
+        """The worker asks for shared memory for a result: for so many bytes."""
+        size = int.from_bytes(body[:8], "little")
+        if len(body) != 8 or not 0 < size <= self._backend.max_shared_bytes:
+            self._interfered()
+            return
         try:
             self._outbox.offer(size)
         except OSError:
@@ -439,27 +464,19 @@ class ProcessWorker(Worker):
             if self._unsent:
                 poller.poll()
         poller.modify(self._fd, select.POLLIN)
-        reader = self.reader
         while self._call is call:
             poller.poll()
             try:
-                if reader.wanted is not None:
-                    count = self.channel.recv_into(reader.wanted)
-                    frame = reader.filled(count) if count else None
-                    if frame is not None:
-                        self._handle(None, *frame)
-                else:
-                    data = self._receive(wire.RECEIVE)
-                    count = len(data)
-                    for kind, body in reader.feed(data):
-                        self._handle(None, kind, body)
+                frames = self.receive_frames()
             except BlockingIOError:
                 continue
             except OSError as error:
                 self._undelivered_by_reset(error)
-                count = 0
-            if not count:
                 break
+            if frames is None:
+                break
+            for kind, body in frames:
+                self._handle(None, kind, body)
         if self._call is not call:
             return  # it has its outcome, or stands in line again
         if not self._ended.is_set():

@@ -65,7 +65,7 @@ class Outbox:
                 segment = Segment.create(payload.size)
             try:
                 segment.write(payload, in_thread=in_thread)
-            except OSError:
+            except BaseException:
                 if segment is not self._arguments:
                     segment.close()
                 raise
@@ -83,14 +83,13 @@ class Outbox:
         """Give the worker a segment for a result of ``size`` bytes, or word that there is none."""
         self._give_up_results()
         granted = 0
-        if size <= self._max_shared_bytes:
-            try:
-                self.results = Segment.create(size)
-            except OSError:
-                granted = 0  # no memory or no descriptor left: the socket carries it
-            else:
-                granted = self.results.size
-                self._descriptor = self.results.fd
+        try:
+            self.results = Segment.create(size)
+        except OSError:
+            pass  # no memory or no descriptor left: the socket carries it
+        else:
+            granted = self.results.size
+            self._descriptor = self.results.fd
         self.unsent.append(memoryview(wire.frame(wire.OFFER, granted.to_bytes(8, "little"))))
         self.flush()
 
