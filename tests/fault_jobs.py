@@ -24,9 +24,9 @@ def length_later(*values: Any) -> int:
 
 def forge(*frames: bytes) -> int:
     """Write into the worker's own socket what this process takes for the worker's words."""
-    for number in map(int, os.listdir("/proc/self/fd")):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            found = socket.socket(fileno=os.dup(number))
+            found = socket.socket(fileno=os.dup(int(entry.name)))
         except OSError:
             continue  # no socket, or the listing's own
         with found:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from leasepool_django import LeasedExecutorManager
+import pytest
+
+from leasepool_django import LeasedExecutorManager, LeasePoolNotStartedError, WorkerStartError
 from tests import process_jobs as jobs
 from tests.conftest import HAS_UVLOOP
 from tests.waiting import wait_until
@@ -25,6 +27,7 @@ __all__ = [
     "ROOT",
     "Caller",
     "assert_full_capacity",
+    "failed_start",
     "new_manager",
     "run_program",
     "running",
@@ -55,6 +58,20 @@ def running(workers: int = 1, **options: Any) -> Iterator[LeasedExecutorManager]
         yield manager
     finally:
         manager.stop_sync(grace=0)
+
+
+def failed_start(**options: Any) -> WorkerStartError:
+    """Start a manager of two workers that cannot be started; return the error."""
+    manager = new_manager(2, name_prefix="failing", **options)
+    with pytest.raises(WorkerStartError) as caught:
+        manager.start_sync()
+    assert manager.stats().state == "stopped"
+    assert manager.total_count == 0
+    with pytest.raises(LeasePoolNotStartedError):
+        manager.run_sync(os.getpid)
+    # As after any other end, stop() has nothing to do, and the next start() fails in the same way.
+    manager.stop_sync()
+    return caught.value
 
 
 def wait_all_idle(manager: LeasedExecutorManager, *, timeout: float = 15.0) -> None:

@@ -155,7 +155,8 @@ def test_a_call_that_cannot_be_begun_costs_neither_its_predecessor_nor_itself_an
         await async_wait_until(lambda: manager.stats().waiting == 1)
         (tmp_path / "go").touch()
         async with asyncio.timeout(20):
-            return await asyncio.gather(first, second, return_exceptions=True)
+            await asyncio.wait([first, second])
+        return [first.result(), second.exception()]
 
     with running() as manager:
         pid = manager.run_sync(os.getpid)

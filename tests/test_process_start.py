@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
+import multiprocessing.spawn
 import os
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -15,19 +13,15 @@ from typing import Any
 import pytest
 
 from leasepool_django import (
-    LeasedExecutorManager,
     LeasePoolNotStartedError,
-    LeaseTimeoutError,
     NotPicklableError,
     UnsupportedBackendError,
-    WorkerCrashedError,
     WorkerStartError,
 )
 from leasepool_django.engine import Event
 from tests import process_jobs as jobs
-from tests.process_pools import CALLERS, Caller, new_manager, running, wait_all_idle
+from tests.process_pools import failed_start, new_manager, running, wait_all_idle
 from tests.process_table import fork_servers, worker_pids
-from tests.waiting import wait_until
 
 METHODS = ["forkserver", "spawn"]
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -40,37 +34,6 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
     return folder
-
-
-def worker_state(manager: LeasedExecutorManager) -> str:
-    return manager.stats().pools[0].workers[0].state
-
-
-def states_until_idle(manager: LeasedExecutorManager) -> set[str]:
-    """Return what the only worker's place was like until the worker was ready again."""
-    seen = set()
-
-    def is_idle() -> bool:
-        state = worker_state(manager)
-        seen.add(state)
-        return state == "idle"
-
-    wait_until(is_idle)
-    return seen
-
-
-def failed_start(**options: Any) -> WorkerStartError:
-    """Start a manager that cannot be started; return the error."""
-    manager = new_manager(2, name_prefix="failing", **options)
-    with pytest.raises(WorkerStartError) as caught:
-        manager.start_sync()
-    assert manager.stats().state == "stopped"
-    assert manager.total_count == 0
-    with pytest.raises(LeasePoolNotStartedError):
-        manager.run_sync(os.getpid)
-    # As after any other end, stop() has nothing to do, and the next start() fails in the same way.
-    manager.stop_sync()
-    return caught.value
 
 
 # --- the initializer --------------------------------------------------------------------------
@@ -180,67 +143,6 @@ def test_a_start_that_failed_can_be_repeated_and_succeed(tmp_path: Path) -> None
         assert manager.run_sync(jobs.echo, 1) == 1
     finally:
         manager.stop_sync()
-
-
-def test_a_later_failure_is_visible_and_is_tried_again(tmp_path: Path) -> None:
-    """Callers who wait meanwhile are told why, and are served as soon as a worker starts."""
-    obstacle = tmp_path / "obstacle"
-    events: list[Event] = []
-    with running(initializer=jobs.initialize_until, initargs=[obstacle]) as manager:
-        manager.subscribe(events.append)
-        obstacle.touch()
-        with pytest.raises(Exception, match="SIGKILL"):
-            manager.run_sync(jobs.kill_own_process)
-        with pytest.raises(
-            LeaseTimeoutError, match="Workers cannot be started: A worker could not get ready"
-        ):
-            manager.options(timeout=1).run_sync(os.getpid)
-        stats = manager.stats()
-        assert stats.start_failures >= 1
-        assert "obstacle is still there" in (stats.last_start_error or "")
-        assert worker_state(manager) == "failed"
-        obstacle.unlink()
-        assert manager.options(timeout=20).run_sync(jobs.echo, 1) == 1
-        assert manager.stats().last_start_error is None
-    delays = [event.facts["retry_in"] for event in events if event.kind == "worker_start_failed"]
-    # No crash loop: each wait is twice as long as the one before.
-    assert delays == [0.1 * 2**number for number in range(len(delays))]
-
-
-def test_workers_that_die_as_soon_as_they_are_ready_do_not_come_in_a_loop() -> None:
-    """The first is replaced after 0.1 s, the next ones after 0.2, 0.4 and 0.8."""
-    began = time.monotonic()
-    with running(initializer=jobs.die_soon) as manager:
-        wait_until(lambda: manager.stats().workers_crashed >= 4, timeout=20)
-        assert time.monotonic() - began > 0.1 + 0.2 + 0.4
-        wait_until(lambda: worker_state(manager) == "failed")
-
-
-@pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
-def test_workers_that_die_before_they_read_a_call_do_not_come_in_a_loop(caller: Caller) -> None:
-    """Each is counted and told of as a crash, and the next one waited for twice as long."""
-    events: list[Event] = []
-    with ThreadPoolExecutor(1) as thread:
-        with running(initializer=jobs.die_when_a_call_comes) as manager:
-            manager.subscribe(events.append)
-            began = time.monotonic()
-            call = thread.submit(caller.outcome, manager, jobs.echo, 1)
-            wait_until(lambda: manager.stats().workers_crashed >= 4, timeout=20)
-            assert time.monotonic() - began > 0.1 + 0.2 + 0.4
-            wait_until(lambda: worker_state(manager) == "failed")
-            assert manager.stats().waiting == 1
-        assert type(call.result(10)) is LeasePoolNotStartedError
-    crashes = [event for event in events if event.kind == "worker_crashed"]
-    assert len(crashes) >= 4
-    assert {(event.level, event.facts["calls"]) for event in crashes} == {(logging.WARNING, 0)}
-
-
-def test_a_worker_that_dies_in_its_first_call_is_replaced_at_once() -> None:
-    with running() as manager:
-        for _ in range(5):
-            with pytest.raises(WorkerCrashedError):
-                manager.run_sync(jobs.kill_own_process)
-            assert "failed" not in states_until_idle(manager)
 
 
 # --- preload ----------------------------------------------------------------------------------

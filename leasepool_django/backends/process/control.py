@@ -44,21 +44,24 @@ class ForkServerProcess:
             path_reader, path_writer = os.pipe()
             try:
                 self._process = _launch(theirs, path_reader, self._mark)
+            except BaseException:
+                os.close(path_writer)
+                raise
             finally:
+                # Not to be held open here for one that will not read: writing would not fail.
+                theirs.close()
                 os.close(path_reader)
-                if not hasattr(self, "_process"):
-                    os.close(path_writer)
-            with os.fdopen(path_writer, "wb") as path:
+            # One that has ended meanwhile: its end is read after what it still said.
+            with suppress(BrokenPipeError), os.fdopen(path_writer, "wb") as path:
                 marshal.dump([str(entry) for entry in sys.path], path)
-            self._control.sendall(wire.frame(wire.PREPARE, pickle.dumps(setup, 5)))
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._control.sendall(wire.frame(wire.PREPARE, pickle.dumps(setup, 5)))
         except BaseException:
+            theirs.close()
             self._control.close()
             if hasattr(self, "_process"):
-                self._process.kill()
-                self._process.wait()
+                self._killed()
             raise
-        finally:
-            theirs.close()
 
     @property
     def pid(self) -> int:

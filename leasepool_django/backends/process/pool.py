@@ -3,6 +3,8 @@
 This module is the parent's side of a worker's life: asking the fork server for it, waiting until
 it is ready, noticing its end. All of it runs on the housekeeper's thread, but for ``encode``,
 which is every caller's.
+
+Long because a worker may end at any point of its life, and its fork server at any point of that.
 """
 
 from __future__ import annotations
@@ -39,7 +41,12 @@ LEAVE_SECONDS = 5.0  # how long a worker that was asked to leave may take
 REPORT_SECONDS = 10.0  # how late the fork server may report the end of a worker
 # How often, and how long apart, to look whether a driver has noticed that its worker is dead.
 LOOKS, LOOK_SECONDS = 20, 0.005
+_NOT_LAUNCHED = "The fork server could not be started: {}."
 _CUT_OFF = "the function had closed its connection to this process"
+# Exit statuses by which a worker says why it had to end, and what its caller is told.
+_REASONS = {
+    wire.CUT_OFF: _CUT_OFF,
+}
 
 
 class ProcessBackend(Encoder, Backend):
@@ -111,8 +118,8 @@ class ProcessBackend(Encoder, Backend):
             hint = "it had not received the call, nor had others that it was sent to"
         elif worker.offence:
             hint = f"it was killed because {worker.offence}"
-        elif worker.status == wire.CUT_OFF:
-            hint = _CUT_OFF
+        else:
+            hint = _REASONS.get(worker.status, "")
         return crashed(pickling.shown_name(call.function), worker.pid, worker.status, hint)
 
     # -- the fork server ---------------------------------------------------------------------------
@@ -122,7 +129,10 @@ class ProcessBackend(Encoder, Backend):
         self._host = host
         # What workers pickle from the main module says __mp_main__.
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
-        self._launch()
+        try:
+            self._launch()
+        except OSError as error:
+            raise WorkerStartError(_NOT_LAUNCHED.format(error)) from error
         # While it prepares. A process that has run out of descriptors can import nothing more.
         from . import records, remote  # noqa: F401
 
@@ -154,8 +164,10 @@ class ProcessBackend(Encoder, Backend):
             self._prepared = True
             self._cancel_timer(0)
             wanted, self._wanted = self._wanted, []
+            server = self._server
             for slot in wanted:
-                self.start_worker(slot)
+                if self._server is server:  # unless a worker before has failed the start
+                    self.start_worker(slot)
         elif kind == wire.FAILED:
             self._server_failure = (
                 "The fork server could not prepare workers (main module, Django, preload):\n"
@@ -238,7 +250,7 @@ class ProcessBackend(Encoder, Backend):
             try:
                 self._launch()
             except OSError as error:
-                self._fail(slot, f"The fork server could not be started: {error}.", None)
+                self._fail(slot, _NOT_LAUNCHED.format(error), None)
                 return
         if not self._prepared:
             self._wanted.append(slot)
