@@ -222,3 +222,10 @@ class ExitsInReduce:
 class RecursesInGetstate:
     def __getstate__(self) -> object:
         return self.__getstate__()
+
+
+class Resists:
+    """Whatever it is asked, it raises."""
+
+    def __getattribute__(self, name: str) -> NoReturn:
+        raise ValueError(name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from leasepool_django import NotPicklableError
 from leasepool_django.conf import get_config
 from leasepool_django.engine import LeasedExecutorManager
 
@@ -53,6 +56,19 @@ def test_a_chosen_variable_has_the_callers_value_for_one_call() -> None:
             ("unset", "nobody"),
             ("r2", "nobody"),
         ]
+
+
+def test_a_value_that_cannot_travel_is_not_blamed_on_the_arguments() -> None:
+    context = contextvars.Context()
+    with manager(context=[REQUEST_ID]) as managed:
+        context.run(jobs.request_id.set, threading.Lock())  # type: ignore[arg-type]
+        with pytest.raises(NotPicklableError) as caught:
+            context.run(managed.run_sync, jobs.seen)
+    assert caught.value.path == f"CONTEXT['{REQUEST_ID}']"
+    assert str(caught.value).startswith(
+        "The context of tests.context_jobs.seen cannot be sent to a worker: "
+        f"CONTEXT['{REQUEST_ID}']: _thread.lock. A lock works in one process only"
+    )
 
 
 def test_an_object_with_capture_and_apply_carries_what_it_likes() -> None:

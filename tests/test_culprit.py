@@ -1,7 +1,11 @@
-"""Refusals that say what it is that cannot be sent, where it is, and what to do instead."""
+"""Refusals that say what it is that cannot be sent, where it is, and what to do instead.
+
+Long because there are so many kinds of objects that cannot travel.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import pickle
 import re
@@ -16,11 +20,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from django.core.cache import caches
+from django.contrib.auth.models import User
+from django.core.cache import cache, caches
+from django.core.exceptions import SynchronousOnlyOperation
 from django.core.files.uploadedfile import TemporaryUploadedFile
 from django.core.handlers.wsgi import WSGIRequest
 from django.db import connection
 from django.test import RequestFactory
+from django.utils.functional import SimpleLazyObject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,7 +229,44 @@ def test_django_objects_are_told_by_name() -> None:
     error = explained(jobs.plain, jobs.Holder(upload=upload))
     upload.close()
     assert "Send what was uploaded (its read()) or the path of its temporary file" in str(error)
-    assert "caches" not in str(explained(jobs.plain, caches))
+    for made in (caches, cache, caches["default"]):
+        error = explained(jobs.plain, made)
+        assert "A cache belongs to its process: use django.core.cache inside" in str(error)
+
+
+def test_what_would_ask_the_database_is_to_be_evaluated_first() -> None:
+    """As ``request.user`` in an async view; looking at it for its type asks as well."""
+    asyncio.run(refuse_to_ask_the_database())
+
+
+async def refuse_to_ask_the_database() -> None:
+    for value in (SimpleLazyObject(User.objects.first), User.objects.all()):
+        error = explained(jobs.plain, 1, [value])
+        assert error.path == "args[1][0]"
+        assert type(error.__cause__) is SynchronousOnlyOperation
+        assert str(error).endswith(
+            "It would ask the database, for which an event loop must not wait. Evaluate it first: "
+            "await request.auser(), [x async for x in queryset]; or send the primary key."
+        )
+
+
+def test_an_object_that_resists_being_looked_at_is_the_culprit() -> None:
+    error = explained(jobs.plain, good=1, bad=jobs.Resists())
+    assert error.path == "kwargs['bad']"
+    assert str(error).endswith(
+        "kwargs['bad']: tests.pickling_jobs.Resists, whose pickling raised ValueError."
+    )
+
+
+def test_a_class_that_is_in_no_module_is_said_to_be_missing() -> None:
+    """Made in an interactive session, it may have a module that cannot be imported, or none."""
+    for module, shown in (("__console__", "__console__.Order"), ("builtins", "Order")):
+        order = type("Order", (), {"__module__": module, "__qualname__": "Order"})
+        assert str(explained(jobs.plain, order())).endswith(
+            f"args[0]: {shown}. Its class is not in the module {module}, where a worker looks for "
+            "it, as when it was made in an interactive session: move it to a module."
+        )
+        assert ". It is not in the module" in str(explained(jobs.plain, order))
 
 
 def test_clients_are_told_by_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +280,7 @@ def test_clients_are_told_by_their_package(monkeypatch: pytest.MonkeyPatch) -> N
     )
     for package in hints._DATABASE_PACKAGES:
         monkeypatch.setattr(jobs.Client, "__module__", package)
-        assert "use django.db inside" in str(hints.hint_for([jobs.Client()]))
+        assert "use django.db inside" in str(hints.hint_for([jobs.Client()], TypeError()))
 
 
 def test_no_value_is_in_the_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -190,18 +191,49 @@ def test_a_module_run_by_its_name_may_hold_its_functions_itself(tmp_path: Path) 
     assert (program.stdout, program.stderr) == ("__mp_main__\n", "")
 
 
-@pytest.mark.parametrize("how", ["-c", "package"])
+@pytest.mark.parametrize("how", ["-c", "package", "directory", "zip"])
 def test_functions_that_no_worker_can_import_are_refused(how: str, tmp_path: Path) -> None:
-    if how == "-c":
-        interpreter = ["-c", MODULE]
-    else:
-        (tmp_path / "package").mkdir()
-        (tmp_path / "package" / "__main__.py").write_text(MODULE)
-        interpreter = ["-m", "package"]
-    program = run_program(tmp_path, "", interpreter=interpreter)
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__main__.py").write_text(MODULE)
+    with zipfile.ZipFile(tmp_path / "program.zip", "w") as archive:
+        archive.writestr("__main__.py", MODULE)
+    interpreter = {
+        "-c": ["-c", MODULE],
+        "package": ["-m", "package"],
+        "directory": ["-X", "dev", str(package), "-c"],
+        "zip": ["-X", "dev", str(tmp_path / "program.zip"), "-c"],
+    }
+    program = run_program(tmp_path, "", interpreter=interpreter[how])
+    where = "an interactive session or in `python -c`, where a worker cannot find it"
+    if how != "-c":
+        where = "the `__main__` of a package, directory or zip file, which no worker can import"
     assert program.returncode == 1
-    assert "NotPicklableError: __main__.work is defined" in program.stderr
+    assert f"NotPicklableError: __main__.work is defined in {where}." in program.stderr
     assert "Move it to a module" in program.stderr
+
+
+EARLY = """
+from leasepool_django import LeasedExecutorManager
+
+
+def work():
+    return 1
+
+
+first = LeasedExecutorManager(max_pools=1, workers_per_pool=1, initializer=work)
+manager = LeasedExecutorManager(max_pools=1, workers_per_pool=1)
+try:
+    manager.prepare_sync(work)
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+def test_they_are_refused_before_the_manager_has_started(tmp_path: Path) -> None:
+    """Though the name of the function is known, as that of an initializer."""
+    program = run_program(tmp_path, "", interpreter=["-c", EARLY])
+    assert (program.stdout, program.stderr) == ("NotPicklableError\n", "")
 
 
 FLAGS = """

@@ -14,6 +14,7 @@ import pytest
 from django.db import connection, connections
 
 from leasepool_django import NotPicklableError
+from leasepool_django.shortcuts import offload
 from tests import process_jobs as jobs
 from tests.process_pools import CALLERS, Caller, running
 
@@ -137,3 +138,19 @@ def test_a_refusal_costs_the_calls_around_it_nothing(tmp_path: Path) -> None:
             assert isinstance(held, int)
             assert type(refused) is NotPicklableError
             assert waited == "waited"
+
+
+@pytest.mark.parametrize(
+    ("made", "advice"),
+    [
+        (lambda: offload(lambda: 1), "is a lambda, which a worker cannot find"),
+        (lambda: offload(jobs.return_lambda()), "is a lambda, which a worker cannot find"),
+        (lambda: functools.partial(offload(lambda: 1)), "is a lambda, which a worker"),
+        (lambda: functools.lru_cache(nested()), "is defined inside a function, where a worker"),
+    ],
+)
+def test_what_a_decorator_makes_of_a_local_function_gets_the_same_advice(
+    made: Callable[[], Callable[[], Any]], advice: str
+) -> None:
+    with running() as manager, pytest.raises(NotPicklableError, match=advice):
+        manager.run_sync(made())

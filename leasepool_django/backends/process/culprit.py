@@ -67,10 +67,11 @@ def blame(error: BaseException, sent: Sequence[Part], *, subject: str) -> NotPic
         )
         result.__cause__ = error
         return result
+    search = _Search()
     try:
-        culprit = _Search().culprit(sent)
+        culprit = search.culprit(sent)
     except Exception:  # an object that resists; a RecursionError of a caller with little stack left
-        culprit = None
+        culprit = search.furthest
     if culprit is None:
         result = NotPicklableError(f"{subject}: pickling raised {type_name(error)}.")
         result.__cause__ = error.with_traceback(None)
@@ -82,7 +83,7 @@ def blame(error: BaseException, sent: Sequence[Part], *, subject: str) -> NotPic
         said = f"{path} is nested too deeply to be pickled. Send a flatter structure"
     else:
         said = f"{path}: {its_type}"
-        hint = hint_for([part.value for part in culprit.trail])
+        hint = hint_for([part.value for part in culprit.trail], culprit.error)
         if not culprit.exact:
             said += " (or something inside it)"
         elif not hint and culprit.error.__traceback__ is not None:  # Python code of its own
@@ -135,7 +136,7 @@ class _Search:
         self._deadline = time.perf_counter() + SEARCH_SECONDS
         self._entered: set[int] = set()
         self._kept: list[object] = []  # objects made for the search, so that no id is used twice
-        self._furthest: _Culprit | None = None
+        self.furthest: _Culprit | None = None
 
     def culprit(self, sent: Sequence[Part]) -> _Culprit | None:
         parts = _Parts([part.value for part in sent], lambda i: sent[i].path)
@@ -145,17 +146,17 @@ class _Search:
                     return found
         except _OutOfTimeError:
             pass
-        return self._furthest
+        return self.furthest
 
     def _at(self, trail: list[Part], error: BaseException) -> _Culprit | None:
         """Give the culprit in the last part of ``trail``.
 
         ``None`` if that fails only for what it has in common with a part it is inside of.
         """
-        if self._furthest is None or len(trail) > len(self._furthest.trail):
-            self._furthest = _Culprit(trail, error, exact=False)
+        if self.furthest is None or len(trail) > len(self.furthest.trail):
+            self.furthest = _Culprit(trail, error, exact=False)
         if len(trail) >= MAX_DEPTH:
-            return self._furthest
+            return self.furthest
         part = trail[-1]
         self._entered.add(id(part.value))
         in_circles = False
@@ -198,16 +199,18 @@ class _Search:
 
     def _inside(self, part: Part) -> Iterator[_Parts]:
         path, value = part
-        if isinstance(value, _PICKLED_BY_NAME):
+        # By its type, as pickle does: what an object says of its class may run code of its own.
+        kind = type(value)
+        if issubclass(kind, _PICKLED_BY_NAME):
             return
         is_container = True
-        if isinstance(value, dict):
+        if issubclass(kind, dict):
             yield from _pairs(path, dict.items(value))
-        elif isinstance(value, list | tuple | set | frozenset):
+        elif issubclass(kind, list | tuple | set | frozenset):
             yield _items(path, value)
         else:
             is_container = False
-        if type(value) in _CONTAINERS:
+        if kind in _CONTAINERS:
             return
         reduced = _reduced(value)
         self._kept.append(reduced)
@@ -240,8 +243,9 @@ class _Search:
             found.update(attributes)
         self._kept.append(found)
         names = {id(attribute): f"{path}.{name}" for name, attribute in found.items()}
-        if isinstance(value, BaseException):
-            names |= {id(a): f"{path}.args[{i}]" for i, a in enumerate(value.args)}
+        if issubclass(type(value), BaseException):
+            arguments = BaseException.__dict__["args"].__get__(value)
+            names |= {id(a): f"{path}.args[{i}]" for i, a in enumerate(arguments)}
         return names
 
 
@@ -258,7 +262,7 @@ def by_key(path: str, key: object, position: int) -> str:
 
 
 def _items(path: str, value: Any) -> _Parts:
-    fields = getattr(value, "_fields", ()) if isinstance(value, tuple) else ()
+    fields = getattr(value, "_fields", ()) if issubclass(type(value), tuple) else ()
     return _Parts(
         list(value), lambda i: f"{path}.{fields[i]}" if i < len(fields) else f"{path}[{i}]"
     )

@@ -11,6 +11,7 @@ from typing import Any
 from ...exceptions import NotPicklableError
 from . import pickling, wire
 from .carriers import Carriers
+from .preparation import main_module
 from .shared import COPIED_WHOLE, THRESHOLD, Payload, dump
 
 __all__ = ["Encoder"]
@@ -24,9 +25,8 @@ class Encoder:
     ``main_importable``: whether workers can import this process's main module.
     """
 
-    main_importable = True
-
     def __init__(self, hooks: str | None, context: Sequence[str]) -> None:
+        self.main_importable = main_module() is not None
         # What of the caller's context goes along with each call.
         self._capture: Callable[[], Any] | None = None
         # What a test run has replaced in this process; not every hooks module knows of that.
@@ -39,6 +39,7 @@ class Encoder:
             self._describe_tests = getattr(module, "describe_tests", _nothing)
             self._refused = getattr(module, "REFUSED", {})
         self._carriers = Carriers(context) if context else None
+        self._context = tuple(context)
 
     def encode(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -48,7 +49,9 @@ class Encoder:
         ``NotPicklableError`` says what cannot travel. Buffers of a ``Payload`` are the caller's
         own memory, read when the call begins.
         """
-        reference: Any = known.get(function) if type(function) is FunctionType else None
+        reference: Any = None
+        if self.main_importable and type(function) is FunctionType:
+            reference = known.get(function)
         if reference is None:
             reference = pickling.reference(function, main_importable=self.main_importable)
             if reference is None:
@@ -77,8 +80,14 @@ class Encoder:
                 raise
             except BaseException:  # noqa: BLE001 - the first error explains it
                 # It has the culprit's own error as its cause.
-                raise pickling.explain(error, function, args, kwargs)  # noqa: B904
+                context = self._named_context(captured)
+                raise pickling.explain(error, function, args, kwargs, context)  # noqa: B904
         return wire.pack(len(body) << 8 | wire.CALL) + body
+
+    def _named_context(self, captured: Any) -> dict[str, Any]:
+        """Give what carriers have captured, by their paths."""
+        values = captured[1] if self._carriers is not None else ()
+        return {self._context[index]: value for index, value in values}
 
 
 def _nothing() -> None:

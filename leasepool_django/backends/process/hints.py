@@ -5,8 +5,10 @@ Types are told apart by name, so that nothing needs to be imported (or installed
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from types import FunctionType, ModuleType
+from typing import Any
 
 __all__ = ["hint_for"]
 
@@ -15,6 +17,11 @@ _DATABASE = (
     "A database connection belongs to the process that opened it: "
     "use django.db inside the function, where each worker has its own"
 )
+_CACHE = (
+    "A cache belongs to its process: use django.core.cache inside the function, where each worker "
+    "has its own, or send what was read from it"
+)
+_HANDLER = "It belongs to its process: import it inside the function"
 _REQUEST = (
     "A request belongs to the process that answers it: send the data that the function needs of "
     "it, such as request.GET.dict(), request.body or request.user.pk"
@@ -33,8 +40,10 @@ _HOLDERS = {
     "django.core.files.base.File": _FILE,
     "tempfile._TemporaryFileWrapper": _FILE,
     "django.db.backends.base.base.BaseDatabaseWrapper": _DATABASE,
-    "django.utils.connection.BaseConnectionHandler": _DATABASE,
-    "django.utils.connection.ConnectionProxy": _DATABASE,
+    "django.db.utils.ConnectionHandler": _DATABASE,
+    "django.core.cache.CacheHandler": _CACHE,
+    "django.core.cache.backends.base.BaseCache": _CACHE,
+    "django.utils.connection.BaseConnectionHandler": _HANDLER,
     "asyncio.events.AbstractEventLoop": "An event loop belongs to its process",
     "_asyncio.Future": _PENDING,
     "asyncio.futures.Future": _PENDING,
@@ -75,17 +84,37 @@ _CULPRITS = {
 }
 
 
-def hint_for(trail: Sequence[object]) -> str | None:
-    """Give advice, a sentence without its full stop; ``trail`` ends with the culprit."""
+# What pickling the culprit raised.
+_ERRORS = {
+    "django.core.exceptions.SynchronousOnlyOperation": (
+        "It would ask the database, for which an event loop must not wait. Evaluate it first: "
+        "await request.auser(), [x async for x in queryset]; or send the primary key"
+    ),
+}
+
+
+def hint_for(trail: Sequence[object], error: BaseException) -> str | None:
+    """Give advice, a sentence without its full stop; ``trail`` ends with the culprit.
+
+    ``error``: what pickling the culprit raised. Runs no code of the objects.
+    """
+    if hint := _first(error, _ERRORS):
+        return hint
     for value in trail:
         if hint := _holder_hint(value):
             return hint
     culprit = trail[-1]
-    if isinstance(culprit, ModuleType):
+    kind = type(culprit)
+    if issubclass(kind, ModuleType):
         return "Import the module inside the function"
-    if isinstance(culprit, FunctionType | type):
-        return _defined(culprit.__qualname__, "It")
-    return _first(culprit, _CULPRITS) or _defined(type(culprit).__qualname__, "Its class")
+    if issubclass(kind, FunctionType | type):
+        defined: Any = culprit
+        return _defined(defined.__qualname__, "It") or _lost(defined, "It")
+    return (
+        _first(culprit, _CULPRITS)
+        or _defined(kind.__qualname__, "Its class")
+        or _lost(kind, "Its class")
+    )
 
 
 def _holder_hint(value: object) -> str | None:
@@ -94,15 +123,23 @@ def _holder_hint(value: object) -> str | None:
         return _CLIENT
     if packages & _DATABASE_PACKAGES:
         return _DATABASE
+    if _name_of(type(value)) == "django.utils.connection.ConnectionProxy":
+        # Its own attributes, and not those of what it stands for.
+        value = object.__getattribute__(value, "__dict__").get("_connections")
     return _first(value, _HOLDERS)
 
 
 def _first(value: object, hints: dict[str, str]) -> str | None:
     for cls in type(value).__mro__:
-        prefix = "" if cls.__module__ == "builtins" else f"{cls.__module__}."
-        if hint := hints.get(prefix + cls.__qualname__):
+        if hint := hints.get(_name_of(cls)):
             return hint
     return None
+
+
+def _name_of(cls: type) -> str:
+    return (
+        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    )
 
 
 def _defined(qualname: str, subject: str) -> str | None:
@@ -111,3 +148,15 @@ def _defined(qualname: str, subject: str) -> str | None:
     if "<locals>" in qualname:
         return f"{subject} is defined inside a function: move it to the top level of a module"
     return None
+
+
+def _lost(defined: FunctionType | type, subject: str) -> str | None:
+    found: object = sys.modules.get(defined.__module__)
+    for name in defined.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if found is defined:
+        return None
+    return (
+        f"{subject} is not in the module {defined.__module__}, where a worker looks for it, as when"
+        " it was made in an interactive session: move it to a module"
+    )

@@ -11,9 +11,17 @@ import asyncio.coroutines
 import functools
 import importlib
 import inspect
+import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import BuiltinFunctionType, CoroutineType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CoroutineType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, NoReturn
 
 from leasepool_django.exceptions import NotPicklableError
@@ -66,17 +74,32 @@ def reference(fn: Callable[..., Any], *, main_importable: bool = True) -> str | 
 
 
 def explain(
-    error: BaseException, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    error: BaseException,
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    context: Mapping[str, Any] = MappingProxyType({}),
 ) -> NotPicklableError:
     """Give the error to raise when a call could not be pickled because of ``error``.
 
     It names what is to blame and the way to it (``path``: ``kwargs['client'].pool``), its type,
-    and what to send instead; what its pickling raised is its ``__cause__``.
+    and what to send instead; what its pickling raised is its ``__cause__``. ``context``: the
+    values that go along with the call, by the paths of their carriers.
     """
     try:
-        sent = [] if reference(fn) else [Part("fn", fn)]
+        named = reference(fn)
+        if named is None and _error_of(fn) is not None:
+            _refuse_local_wrapped(fn)
     except NotPicklableError as refusal:
         return refusal.with_traceback(None)
+    for path, value in context.items():
+        if its_error := _error_of(value):
+            return blame(
+                its_error,
+                [Part(f"CONTEXT[{path!r}]", value)],
+                subject=f"The context of {shown_name(fn)} cannot be sent to a worker",
+            )
+    sent = [] if named else [Part("fn", fn)]
     sent += [Part(f"args[{position}]", value) for position, value in enumerate(args)]
     sent += [
         Part(by_key("kwargs", name, position), value)
@@ -85,6 +108,17 @@ def explain(
     return blame(
         error, sent, subject=f"The arguments of {shown_name(fn)} cannot be sent to a worker"
     )
+
+
+def _error_of(value: object) -> BaseException | None:
+    """What pickling ``value`` by itself raises, if it does."""
+    try:
+        pickle.dumps(value, 5)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - foreign code, which may raise anything
+        return error
+    return None
 
 
 def refused(
@@ -248,10 +282,11 @@ def _name_of(target: Any, *, main_importable: bool) -> str | None:
     if module_name == "__mp_main__":
         module_name = "__main__"
     if module_name in (None, "__console__") or (module_name == "__main__" and not main_importable):
+        where = "an interactive session or in `python -c`, where a worker cannot find it"
+        if module_name == "__main__" and getattr(sys.modules["__main__"], "__spec__", None):
+            where = "the `__main__` of a package, directory or zip file, which no worker can import"
         raise _refusal(
-            target,
-            "is defined in an interactive session or in `python -c`, where a worker cannot find "
-            "it. Move it to a module and import it from there",
+            target, f"is defined in {where}. Move it to a module and import it from there"
         )
     name = f"{module_name}:{qualname}"
     found = _found(target, str(module_name), qualname)
@@ -287,6 +322,17 @@ def _refuse_local(target: object, qualname: str) -> None:
             "is defined inside a function, where a worker cannot find it. Move it to the top "
             "level of its module; if a decorator made it, let the decorator use functools.wraps",
         )
+
+
+def _refuse_local_wrapped(fn: Any) -> None:
+    """Refuse what a decorator has made of a lambda or nested function, with the same advice."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    wrapped = fn
+    for _ in range(_MAX_WRAPPERS):
+        wrapped = _attribute(wrapped, "__wrapped__")
+        if isinstance(wrapped, FunctionType):
+            _refuse_local(fn, wrapped.__qualname__)
 
 
 def _found(target: object, module_name: str, qualname: str) -> object:
