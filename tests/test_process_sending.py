@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 
 from leasepool_django import CallTimeoutError, LeasedExecutorManager
+from leasepool_django.backends.process import outbox
+from leasepool_django.backends.process.outbox import Outbox
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
 from tests.process_pools import CALLERS, Caller, assert_full_capacity, running
@@ -129,4 +133,101 @@ def test_an_idle_worker_that_speaks_unasked_is_replaced(
 
     with running() as manager:
         loop_runner(calls())
+        assert_full_capacity(manager, tmp_path)
+
+
+# --- written bit by bit ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, Callable[[], Any]], None]]:
+    """Let a loop write a call bit by bit, and do something before a certain bit."""
+    write_on = Outbox.write_on
+    todo: dict[int, Callable[[], Any]] = {}
+    steps = itertools.count(1)
+
+    def spy(one: Outbox) -> bool:
+        todo.pop(next(steps), int)()
+        return write_on(one)
+
+    monkeypatch.setattr(outbox, "STEP", len(LARGE) // 20)
+    monkeypatch.setattr(Outbox, "write_on", spy)
+    yield todo.__setitem__
+    assert not todo
+
+
+def test_a_loop_runs_on_while_a_large_call_is_written(
+    loop_runner: LoopRunner, at_step: Callable[[int, Callable[[], Any]], None]
+) -> None:
+    """And what arrives is whole, wherever its parts begin and end."""
+
+    async def calls() -> None:
+        task = asyncio.create_task(manager.run(jobs.echo, [LARGE, bytearray(LARGE), LARGE[:99]]))
+        turns = 0
+        while not task.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert await task == [LARGE, LARGE, LARGE[:99]]
+        assert turns >= 40
+
+    at_step(40, int)
+    with running() as manager:
+        loop_runner(calls())
+
+
+def test_a_call_to_a_worker_that_dies_while_it_is_written_goes_to_another(
+    loop_runner: LoopRunner, at_step: Callable[[int, Callable[[], Any]], None], tmp_path: Path
+) -> None:
+    async def call() -> None:
+        assert await manager.run(jobs.mark_and_measure, tmp_path / "mark", LARGE) == len(LARGE)
+
+    with running() as manager:
+        pid = manager.run_sync(os.getpid)
+        at_step(10, lambda: os.kill(pid, signal.SIGKILL))
+        # The loop hears of it while it still writes.
+        at_step(11, lambda: wait_until(lambda: state(pid) in {"Z", ""}))
+        loop_runner(call())
+        assert len((tmp_path / "mark").read_text().splitlines()) == 1
+        assert manager.run_sync(os.getpid) != pid
+        assert_full_capacity(manager, tmp_path)
+
+
+def test_a_call_can_be_cancelled_while_it_is_written(
+    loop_runner: LoopRunner, at_step: Callable[[int, Callable[[], Any]], None], tmp_path: Path
+) -> None:
+    async def cancel() -> None:
+        task = asyncio.create_task(manager.run(jobs.echo, LARGE))
+        at_step(10, task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await manager.run(jobs.echo, LARGE[::-1]) == LARGE[::-1]
+
+    with running() as manager:
+        loop_runner(cancel())
+        assert manager.stats().workers_killed == 1
+        assert_full_capacity(manager, tmp_path)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), MemoryError()], ids=repr)
+def test_a_call_that_cannot_be_written_to_its_end_goes_by_socket_or_fails(
+    loop_runner: LoopRunner,
+    at_step: Callable[[int, Callable[[], Any]], None],
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def fail(*_: object) -> None:
+        monkeypatch.undo()
+        raise error
+
+    async def call() -> Any:
+        return await manager.run(jobs.echo, LARGE)
+
+    with running() as manager:
+        at_step(10, lambda: monkeypatch.setattr(os, "posix_fallocate", fail))
+        if isinstance(error, OSError):
+            assert loop_runner(call()) == LARGE
+        else:
+            with pytest.raises(MemoryError):
+                loop_runner(call())
         assert_full_capacity(manager, tmp_path)

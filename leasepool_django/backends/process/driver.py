@@ -184,6 +184,9 @@ class ProcessWorker(Worker):
                     self._unsent.append(memoryview(payload)[sent:])
             else:
                 self._outbox.put(payload, in_thread=False)
+                if self._outbox.unwritten is not None:
+                    home.call_soon(self._write_on, home, call)
+                    return
                 self._outbox.flush()
         except BlockingIOError:
             self._unsent.append(memoryview(payload))
@@ -200,6 +203,22 @@ class ProcessWorker(Worker):
         elif eager and self._eager < EAGER_CALLS:
             self._eager += 1
             self._take(home)
+
+    def _write_on(self, home: asyncio.AbstractEventLoop, call: Call) -> None:
+        """On ``home``: write more of a large payload, and send word of it after its last piece."""
+        if self._call is not call or call.state == GONE:
+            return  # the process has ended meanwhile, or is being killed
+        try:
+            if not self._outbox.write_on():
+                home.call_soon(self._write_on, home, call)
+                return
+            self._outbox.flush()
+        except OSError:
+            self._unsent.clear()  # the reader finds out what happened
+        except Exception as error:  # noqa: BLE001 - as in begin()
+            self._not_sent(call, error)
+        if self._unsent:
+            home.add_writer(self._fd, self._writable, home)
 
     def _not_sent(self, call: Call, error: Exception) -> None:
         """Nobody knows what the worker makes of what it has of ``call``: it goes."""
@@ -393,6 +412,7 @@ class ProcessWorker(Worker):
                     self._undelivered_by_reset(error)
                     break
                 if frames is None:
+                    self._undelivered_by_reset(None)
                     break
                 for kind, body in frames:
                     self._handle(home, kind, body)
@@ -505,10 +525,10 @@ class ProcessWorker(Worker):
     def _undelivered_by_reset(self, error: OSError | None) -> None:
         # A stream socket is reset, instead of ended, when its reader died with data unread: the
         # call had not been taken off it, so it cannot have begun; unless the rest of it is what was
-        # sent during the call.
+        # sent during the call. Nor can a call that is still being written.
         call = self._call
         if (
-            isinstance(error, ConnectionResetError)
+            (isinstance(error, ConnectionResetError) or self._outbox.unwritten is not None)
             and call is not None
             and not self._call_taken
             and self._kill_error is None

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Generator
 from typing import Any
 
 from . import wire
 from .shared import THRESHOLD, Payload, Segment
 
 __all__ = ["Outbox"]
+
+STEP = 1 << 24  # bytes copied in one go on an event loop: a few milliseconds
+MOST_AT_ONCE = 1 << 20  # bytes sent in one go
 
 _DROP = wire.frame(wire.DROP, b"")
 
@@ -22,7 +26,8 @@ class Outbox:
 
     ``results`` is where the worker writes large results; ``results_read`` says whether something in
     this process may refer to it, so that the worker must not write there again; ``streamed``,
-    whether the last payload with buffers was large and had to go over the socket.
+    whether the last payload with buffers was large and had to go over the socket; ``unwritten``
+    stands for a payload that is being written to shared memory, and of which nothing is sent yet.
     """
 
     def __init__(self, channel: socket.socket, max_shared_bytes: int) -> None:
@@ -30,6 +35,7 @@ class Outbox:
         self.results: Segment | None = None
         self.results_read = False
         self.streamed = False
+        self.unwritten: Generator[None, None, None] | None = None
         self._arguments: Segment | None = None  # what calls are written to
         self._channel = channel
         self._max_shared_bytes = max_shared_bytes
@@ -38,46 +44,89 @@ class Outbox:
     def put(self, payload: bytes | Payload, *, in_thread: bool) -> None:
         """Make ``payload`` what is sent next: through shared memory if it is large enough.
 
-        ``in_thread``: the caller is a thread that an event loop should not have to wait for.
+        ``in_thread``: the caller is a thread that an event loop should not have to wait for. On a
+        loop a payload of more than ``STEP`` bytes is ``unwritten`` then, see ``write_on``.
         """
         if self.results_read:
             self.results_read = False
             if self.results is not None and self.results.in_use:
                 self._give_up_results()
                 self.unsent.append(memoryview(_DROP))
-        parts: list[Any] = [payload]
-        if isinstance(payload, Payload):
-            shared = self._share(payload, in_thread=in_thread)
-            self.streamed = shared is None and payload.size >= THRESHOLD
-            parts = shared or payload.frame(wire.CALL_PARTS)
-        for part in parts:
-            view = memoryview(part)
-            if view.nbytes:
-                self.unsent.append(view)
-
-    def _share(self, payload: Payload, *, in_thread: bool) -> list[Any] | None:
-        """Write ``payload`` to shared memory; ``None`` if the socket has to carry it."""
-        if not THRESHOLD <= payload.size <= self._max_shared_bytes:
-            return None
-        segment = self._arguments
-        try:
-            if segment is None or segment.size < payload.size:
-                segment = Segment.create(payload.size)
+        if not isinstance(payload, Payload):
+            self._append([payload])
+            return
+        segment = self._segment_for(payload)
+        if segment is not None and not in_thread and payload.size > STEP:
+            self.unwritten = self._write(segment, payload)
+            return
+        written = False
+        if segment is not None:
             try:
                 segment.write(payload, in_thread=in_thread)
-            except BaseException:
-                if segment is not self._arguments:
+                written = True
+            except OSError:
+                pass  # no memory left
+            finally:
+                if not written and segment is not self._arguments:
                     segment.close()
-                raise
+        self._announce(payload, segment if written else None)
+
+    def write_on(self) -> bool:
+        """Write the next piece of what is ``unwritten``; true if that was the last, to be sent."""
+        assert self.unwritten is not None
+        try:
+            next(self.unwritten)
+        except StopIteration:
+            self.unwritten = None
+            return True
+        except BaseException:
+            self.unwritten = None
+            raise
+        return False
+
+    def _write(self, segment: Segment, payload: Payload) -> Generator[None, None, None]:
+        written = False
+        try:
+            yield from segment.steps(payload, STEP)
+            written = True
+        except OSError:
+            pass  # no memory left
+        finally:
+            if not written and segment is not self._arguments:
+                segment.close()
+        self._announce(payload, segment if written else None)
+
+    def _segment_for(self, payload: Payload) -> Segment | None:
+        """Give shared memory for ``payload``; ``None`` if the socket has to carry it."""
+        if not THRESHOLD <= payload.size <= self._max_shared_bytes:
+            return None
+        if self._arguments is not None and self._arguments.size >= payload.size:
+            return self._arguments
+        try:
+            return Segment.create(payload.size)
         except OSError:
             return None  # no memory or no descriptor left
+
+    def _announce(self, payload: Payload, segment: Segment | None) -> None:
+        """Let the frame that says where ``payload`` is, or has all of it, be sent next."""
+        self.streamed = segment is None and payload.size >= THRESHOLD
+        if segment is None:
+            self._append(payload.frame(wire.CALL_PARTS))
+            return
         size = 0
         if segment is not self._arguments:
             self.give_up_arguments()
             self._arguments = segment
             self._descriptor = segment.fd
             size = segment.size
-        return [wire.frame(wire.CALL_SHARED, size.to_bytes(8, "little") + payload.layout())]
+        where = size.to_bytes(8, "little") + payload.layout()
+        self._append([wire.frame(wire.CALL_SHARED, where)])
+
+    def _append(self, parts: list[Any]) -> None:
+        for part in parts:
+            view = memoryview(part)
+            if view.nbytes:
+                self.unsent.append(view)
 
     def offer(self, size: int) -> None:
         """Give the worker a segment for a result of ``size`` bytes, or word that there is none."""
@@ -94,24 +143,34 @@ class Outbox:
         self.flush()
 
     def flush(self) -> None:
-        """Send what the socket takes; ``OSError`` when the worker is gone."""
-        while self.unsent:
-            ancillary = []
-            if self._descriptor is not None:
-                rights = self._descriptor.to_bytes(4, sys.byteorder)
-                ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
-            try:
-                sent = self._channel.sendmsg(self.unsent[:64], ancillary)
-            except BlockingIOError:
-                return
-            self._descriptor = None
-            while sent:
-                first = self.unsent[0]
-                if sent < len(first):
-                    self.unsent[0] = first[sent:]
-                    break
-                sent -= len(first)
-                del self.unsent[0]
+        """Send what the socket takes, up to ``MOST_AT_ONCE``; ``OSError`` when the worker is gone.
+
+        Not all that could be sent: the worker may read as fast as this sends, and a loop has others
+        to serve.
+        """
+        parts: list[memoryview] = []
+        room = MOST_AT_ONCE
+        for view in self.unsent[:64]:
+            parts.append(view[:room])
+            room -= len(view)
+            if room <= 0:
+                break
+        ancillary = []
+        if self._descriptor is not None:
+            rights = self._descriptor.to_bytes(4, sys.byteorder)
+            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
+        try:
+            sent = self._channel.sendmsg(parts, ancillary)
+        except BlockingIOError:
+            return
+        self._descriptor = None
+        while sent:
+            first = self.unsent[0]
+            if sent < len(first):
+                self.unsent[0] = first[sent:]
+                break
+            sent -= len(first)
+            del self.unsent[0]
 
     def give_up_arguments(self) -> None:
         """The function kept a part of its arguments: the segment must not be written again."""
@@ -127,5 +186,8 @@ class Outbox:
     def close(self) -> None:
         """Nobody drives the worker any more: let go of its memory."""
         self.unsent.clear()
+        if self.unwritten is not None:
+            self.unwritten.close()
+            self.unwritten = None
         self.give_up_arguments()
         self._give_up_results()

@@ -16,6 +16,7 @@ import mmap
 import os
 import pickle
 import sys
+from collections.abc import Iterator
 from struct import Struct
 from typing import Any
 
@@ -181,6 +182,27 @@ class Segment:
                 start = -(-start // ALIGNMENT) * ALIGNMENT
                 memory[start : start + len(buffer)] = buffer
                 start += len(buffer)
+
+    def steps(self, payload: Payload, size: int) -> Iterator[None]:
+        """Do as ``write``, pausing after ``size`` bytes each: a loop may run in between."""
+        start = 0
+        assert self._map is not None
+        with memoryview(self._map) as memory:
+            parts: list[Buffer] = [*payload.stream, *payload.buffers]
+            for index, part in enumerate(parts):
+                if index >= len(payload.stream):
+                    start = -(-start // ALIGNMENT) * ALIGNMENT
+                view = memoryview(part)
+                for first in range(0, len(view), size):
+                    piece = view[first : first + size]
+                    end = start + len(piece)
+                    if end > self._reserved:
+                        os.posix_fallocate(self.fd, self._reserved, end - self._reserved)
+                        self._reserved = end
+                    memory[start:end] = piece
+                    start = end
+                    if len(piece) == size:
+                        yield
 
     def _write_file(self, payload: Payload) -> None:
         start = 0
