@@ -59,6 +59,12 @@ def set_timers(seconds: float = 1000.0) -> int:
     return os.getpid()
 
 
+def set_alarm() -> int:
+    """Leave an alarm without a handler, which would end the process."""
+    signal.alarm(1000)
+    return os.getpid()
+
+
 def set_timers_and_raise() -> NoReturn:
     set_timers()
     raise ValueError("with timers")

@@ -69,6 +69,10 @@ def test_a_timer_left_behind_hits_no_other_call(method: str) -> None:
         with pytest.raises(ValueError, match="with timers"):
             manager.run_sync(signal_jobs.set_timers_and_raise)
         assert manager.run_sync(signal_jobs.timers) == [False, False, False]
+        assert manager.run_sync(signal_jobs.set_alarm) == pid
+        assert manager.run_sync(signal_jobs.timers) == [False, False, False]
+        assert manager.run_sync(signal.setitimer, signal.ITIMER_REAL, 1000) == (0, 0)
+        assert manager.run_sync(signal_jobs.timers) == [False, False, False]
         assert manager.run_sync(os.getpid) == pid
 
 

@@ -33,6 +33,7 @@ from .system import (
     open_pidfd,
     open_standard_descriptors,
 )
+from .timers import watch
 
 __all__ = ["main"]
 
@@ -48,6 +49,7 @@ def main(source: BinaryIO, control_fd: str, parent: str) -> None:
     # It came here through exec and must not go further with that.
     os.set_inheritable(control.fileno(), False)
     open_standard_descriptors()
+    watch()
     server = ForkServer(control, int(parent))
     with control, server.wakeups, server.wakeup_sender:
         server.serve()
@@ -334,8 +336,7 @@ def _ended_child() -> int:
         pid, status = os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
         return 0
-    if pid:
-        _reaped[pid] = status
+    _reaped[pid] = status
     return pid
 
 

@@ -15,9 +15,6 @@ import signal
 import socket
 import sys
 import traceback
-
-# That of signal makes an enum member, which takes 50 times as long.
-from _signal import getsignal  # type: ignore[import-not-found]
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
@@ -39,6 +36,7 @@ from .system import (
     raise_oom_score,
     resident_bytes,
 )
+from .timers import Timers, use, watch
 
 __all__ = ["main", "run"]
 
@@ -46,13 +44,12 @@ __all__ = ["main", "run"]
 # program's own children come to the worker when it ends. Only their parent could tell them from
 # those that a function still means to wait for.
 MOST_DEAD_CHILDREN = 32
-CALLS_BETWEEN_LOOKS = 16
+CALLS_BETWEEN_LOOKS = 64
 
 dumps, pack = pickle.dumps, wire.pack
 modules = sys.modules
 # Of the frames that stand above the function's in a traceback; a carrier or hook is the project's.
 _MODULES = frozenset({__name__, Link.__module__, Payload.__module__, Carriers.__module__})
-alarm, SIGVTALRM, SIGPROF = signal.alarm, signal.SIGVTALRM, signal.SIGPROF
 
 
 def main(source: BinaryIO, fd: str, parent: str) -> None:
@@ -77,6 +74,7 @@ def run(channel: socket.socket, parent: int, setup: Setup, hooks: Any) -> int:
     link = Link(channel)
     try:
         if setup.spawn:
+            watch()
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             hooks = prepare(setup)
         _begin(link, setup, hooks)
@@ -180,12 +178,7 @@ class _Runner:
         self.bare = hooks is None and self.carriers is None
         if hooks is not None:
             self.enter, self.leave = hooks.enter, hooks.leave
-        # What a function leaves running would hit the next one. An initializer's timers go on.
-        timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-        self.disarming = not any(signal.getitimer(timer)[0] for timer in timers)
-        # Nobody sets timers of processor time without a handler; to look for them at every call
-        # would cost two system calls more.
-        self.on_vtalrm, self.on_prof = getsignal(SIGVTALRM), getsignal(SIGPROF)
+        self.timers = Timers()
 
     def call(self, load: Callable[[Any], Any], body: Any) -> bool:
         """Run the call that ``load`` makes of ``body``; whether this worker leaves now."""
@@ -229,11 +222,8 @@ class _Runner:
             del error
         if not self.own[0]:
             os._exit(0)  # the function forked, and this is the child coming back
-        if self.disarming:
-            alarm(0)
-            if getsignal(SIGVTALRM) is not self.on_vtalrm or getsignal(SIGPROF) is not self.on_prof:
-                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-                signal.setitimer(signal.ITIMER_PROF, 0)
+        if use.noted:
+            self.timers.cancel()
         self.calls += 1
         if (
             isinstance(out, Payload)
