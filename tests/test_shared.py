@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leasepool_django.backends.process import shared
+from leasepool_django.backends.process import driver, shared
 from leasepool_django.backends.process.shared import THRESHOLD, Payload, Segment, dump, load_parts
 from leasepool_django.engine import LeasedExecutorManager
 
@@ -293,6 +293,42 @@ def test_a_segment_is_sealed_against_shrinking() -> None:
             os.ftruncate(segment.fd, 10)
     finally:
         segment.close()
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "with small calls"])
+@pytest.mark.parametrize("blocking", [False, True], ids=["asyncio", "blocking"])
+def test_memory_that_is_not_used_any_more_is_given_back(
+    busy: bool,  # noqa: FBT001
+    blocking: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By workers that stay idle and by those that have small calls only; large ones go on."""
+    monkeypatch.setattr(driver, "KEEP_SECONDS", 0.2)
+    values = np.ones(100_000)
+
+    async def calls(managed: LeasedExecutorManager) -> None:
+        for _ in range(2):
+            assert (await managed.run(jobs.echo, values)).sum() == 100_000
+            assert mappings() == 2
+            async with asyncio.timeout(20):
+                while mappings():
+                    if busy:
+                        await managed.run(os.getpid)
+                    await asyncio.sleep(0.001)
+        assert await managed.run(jobs.shared_memory_in_use) == 0
+
+    def blocking_calls(managed: LeasedExecutorManager) -> None:
+        for _ in range(2):
+            assert managed.run_sync(jobs.echo, values).sum() == 100_000
+            assert mappings() == 2
+            wait_until(lambda: not (busy and managed.run_sync(jobs.echo, 0)) and not mappings())
+        assert managed.run_sync(jobs.shared_memory_in_use) == 0
+
+    with manager() as managed:
+        if blocking:
+            blocking_calls(managed)
+        else:
+            asyncio.run(calls(managed))
 
 
 def test_nothing_is_left_when_workers_are_killed_or_stopped() -> None:

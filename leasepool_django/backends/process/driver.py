@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessWorker"]
 
+KEEP_SECONDS = 10.0  # how long shared memory is kept for the next large payload
 HANG_UP_SECONDS = 0.5  # how long a worker may live on after closing its socket
 # After so many outcomes taken without leaving the caller's frame the loop gets a turn.
 EAGER_CALLS = 32
@@ -73,6 +74,8 @@ class ProcessWorker(Worker):
         self._eager = 0
         self._outbox = outbox = Outbox(self.channel, backend.max_shared_bytes)
         self._unsent = outbox.unsent
+        self._memory_used = 0.0  # when it was used last (monotonic)
+        self._memory_watched = False  # whether somebody looks after that
         self._call_taken = False  # the worker has said that it has received the call
         self._kill_error: Callable[[], BaseException] | None = None
         self._lock = threading.Lock()
@@ -165,6 +168,53 @@ class ProcessWorker(Worker):
         frame = self.reader.filled(count)
         return [] if frame is None else [frame]
 
+    # -- shared memory -----------------------------------------------------------------------------
+
+    def _used_memory(self) -> None:
+        self._memory_used = monotonic()
+        if not self._memory_watched:
+            self._memory_watched = True
+            self._backend.watch_memory(self, KEEP_SECONDS)
+
+    def look_after_memory(self) -> None:
+        """Housekeeper: give shared memory up that nobody has used for ``KEEP_SECONDS``.
+
+        A worker at work is told with its next call. One that is idle is told on the loop that used
+        it last, and here if that was a thread: nobody else may send to it meanwhile.
+        """
+        left = self._memory_used + KEEP_SECONDS - monotonic()
+        if left > 0:
+            self._backend.watch_memory(self, left)
+            return
+        self._memory_watched = False
+        # Both, so that the next call looks at all.
+        self._outbox.stale = self._outbox.results_read = True
+        with self._lock:
+            home = self._home
+            if home is None and not self._threads:
+                self._trim()
+        if home is not None:
+            try:
+                home.call_soon_threadsafe(self._trim_idle, home)
+            except RuntimeError:
+                return  # closed; its next call does it
+
+    def _trim_idle(self, home: asyncio.AbstractEventLoop) -> None:
+        with self._lock:  # nobody else takes the worker over meanwhile
+            if self._home is home and self._call is None:
+                self._trim()
+
+    def _trim(self) -> None:
+        """Under the lock, while nobody drives the worker."""
+        if self._ended.is_set() or not self._outbox.stale:
+            return
+        self._outbox.trim()
+        try:
+            self._outbox.flush()
+        except OSError:
+            pass  # it is gone
+        self._unsent.clear()  # word that does not get through does no harm
+
     # -- asyncio -----------------------------------------------------------------------------------
 
     def begin(self, call: Call, home: asyncio.AbstractEventLoop, *, eager: bool) -> None:
@@ -184,6 +234,8 @@ class ProcessWorker(Worker):
                     self._unsent.append(memoryview(payload)[sent:])
             else:
                 self._outbox.put(payload, in_thread=False)
+                if type(payload) is not bytes:
+                    self._used_memory()
                 if self._outbox.unwritten is not None:
                     home.call_soon(self._write_on, home, call)
                     return
@@ -339,6 +391,7 @@ class ProcessWorker(Worker):
                 # Before the worker may write to the segment again.
                 decode(call, plain, body, self._outbox.results)
                 self._outbox.results_read = True
+                self._used_memory()
             following = self._host.call_ended(self, call, home, retiring=kind >= wire.RETIRING)
         except Exception:  # noqa: BLE001 - a frame costs the worker at most, and never a caller
             self._call = call  # who is told when the worker has ended
@@ -470,6 +523,8 @@ class ProcessWorker(Worker):
         poller = select.poll()
         poller.register(self._fd, select.POLLOUT)
         self._outbox.put(call.payload, in_thread=True)
+        if type(call.payload) is not bytes:
+            self._used_memory()
         while self._unsent:
             try:
                 self._outbox.flush()

@@ -19,6 +19,7 @@ STEP = 1 << 24  # bytes copied in one go on an event loop: a few milliseconds
 MOST_AT_ONCE = 1 << 20  # bytes sent in one go
 
 _DROP = wire.frame(wire.DROP, b"")
+_DROP_ARGUMENTS = wire.frame(wire.DROP, b"\x02")
 
 
 class Outbox:
@@ -27,7 +28,9 @@ class Outbox:
     ``results`` is where the worker writes large results; ``results_read`` says whether something in
     this process may refer to it, so that the worker must not write there again; ``streamed``,
     whether the last payload with buffers was large and had to go over the socket; ``unwritten``
-    stands for a payload that is being written to shared memory, and of which nothing is sent yet.
+    stands for a payload that is being written to shared memory, and of which nothing is sent yet;
+    ``stale``, whether the segments have not been used for so long that the next call without need
+    of them is to ``trim`` them.
     """
 
     def __init__(self, channel: socket.socket, max_shared_bytes: int) -> None:
@@ -35,6 +38,7 @@ class Outbox:
         self.results: Segment | None = None
         self.results_read = False
         self.streamed = False
+        self.stale = False
         self.unwritten: Generator[None, None, None] | None = None
         self._arguments: Segment | None = None  # what calls are written to
         self._channel = channel
@@ -53,6 +57,8 @@ class Outbox:
                 self._give_up_results()
                 self.unsent.append(memoryview(_DROP))
         if not isinstance(payload, Payload):
+            if self.stale:
+                self.trim()
             self._append([payload])
             return
         segment = self._segment_for(payload)
@@ -171,6 +177,16 @@ class Outbox:
                 break
             sent -= len(first)
             del self.unsent[0]
+
+    def trim(self) -> None:
+        """Give both segments up, and send word of that next."""
+        self.stale = False
+        if self._arguments is not None:
+            self.give_up_arguments()
+            self.unsent.append(memoryview(_DROP_ARGUMENTS))
+        if self.results is not None:
+            self._give_up_results()
+            self.unsent.append(memoryview(_DROP))
 
     def give_up_arguments(self) -> None:
         """The function kept a part of its arguments: the segment must not be written again."""

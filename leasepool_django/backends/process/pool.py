@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -363,6 +364,19 @@ class ProcessBackend(Encoder, Backend):
     def expect_end_now(self, worker: ProcessWorker) -> None:
         """Any thread: the worker has closed its socket, which only a dying one should."""
         self._host.housekeeper.post(partial(self._hung_up, worker))
+
+    def watch_memory(self, worker: ProcessWorker, after: float) -> None:
+        """Any thread: let the worker look after its shared memory in ``after`` seconds."""
+        known = weakref.ref(worker)  # it must not live on for this
+
+        def look() -> None:
+            if (found := known()) is not None:
+                found.look_after_memory()
+
+        def look_later() -> None:
+            self._host.housekeeper.call_later(after, look)
+
+        self._host.housekeeper.post(look_later)
 
     def _hung_up(self, worker: ProcessWorker) -> None:
         if worker.number in self._workers:
