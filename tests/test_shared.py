@@ -303,13 +303,12 @@ def test_memory_that_is_not_used_any_more_is_given_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By workers that stay idle and by those that have small calls only; large ones go on."""
-    monkeypatch.setattr(driver, "KEEP_SECONDS", 0.2)
+    monkeypatch.setattr(driver, "KEEP_SECONDS", 0.5)
     values = np.ones(100_000)
 
     async def calls(managed: LeasedExecutorManager) -> None:
         for _ in range(2):
             assert (await managed.run(jobs.echo, values)).sum() == 100_000
-            assert mappings() == 2
             async with asyncio.timeout(20):
                 while mappings():
                     if busy:
@@ -320,7 +319,6 @@ def test_memory_that_is_not_used_any_more_is_given_back(
     def blocking_calls(managed: LeasedExecutorManager) -> None:
         for _ in range(2):
             assert managed.run_sync(jobs.echo, values).sum() == 100_000
-            assert mappings() == 2
             wait_until(lambda: not (busy and managed.run_sync(jobs.echo, 0)) and not mappings())
         assert managed.run_sync(jobs.shared_memory_in_use) == 0
 

@@ -603,7 +603,7 @@ class ProcessWorker(Worker):
         from .records import decode_record
 
         try:
-            record = decode_record(bytes(body))
+            record = decode_record(body)
             target = self._backend.log_target or logging.getLogger(record.name)
             if target.isEnabledFor(record.levelno):
                 context = call.context if call is not None else None

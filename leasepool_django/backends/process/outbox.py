@@ -18,8 +18,8 @@ __all__ = ["Outbox"]
 STEP = 1 << 24  # bytes copied in one go on an event loop: a few milliseconds
 MOST_AT_ONCE = 1 << 20  # bytes sent in one go
 
-_DROP = wire.frame(wire.DROP, b"")
-_DROP_ARGUMENTS = wire.frame(wire.DROP, b"\x02")
+_DROP_RESULTS = wire.frame(wire.DROP, wire.RESULTS)
+_DROP_ARGUMENTS = wire.frame(wire.DROP, wire.ARGUMENTS)
 
 
 class Outbox:
@@ -55,7 +55,7 @@ class Outbox:
             self.results_read = False
             if self.results is not None and self.results.in_use:
                 self._give_up_results()
-                self.unsent.append(memoryview(_DROP))
+                self.unsent.append(memoryview(_DROP_RESULTS))
         if not isinstance(payload, Payload):
             if self.stale:
                 self.trim()
@@ -186,7 +186,7 @@ class Outbox:
             self.unsent.append(memoryview(_DROP_ARGUMENTS))
         if self.results is not None:
             self._give_up_results()
-            self.unsent.append(memoryview(_DROP))
+            self.unsent.append(memoryview(_DROP_RESULTS))
 
     def give_up_arguments(self) -> None:
         """The function kept a part of its arguments: the segment must not be written again."""

@@ -48,7 +48,7 @@ def decode(call: Call, kind: int, body: bytes | bytearray, segment: Segment | No
     else:
         from .remote import decode_exception
 
-        call.error = decode_exception(bytes(body))
+        call.error = decode_exception(body)
 
 
 def _interrupts(call: Call) -> bool:

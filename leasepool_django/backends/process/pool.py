@@ -47,6 +47,11 @@ _CUT_OFF = "the function had closed its connection to this process"
 # Exit statuses by which a worker says why it had to end, and what its caller is told.
 _REASONS = {
     wire.CUT_OFF: _CUT_OFF,
+    wire.BROKEN: (
+        "something was raised in it outside of any function: by a signal handler that a function "
+        "had left behind, or because a function had damaged the interpreter; its standard error "
+        "has the traceback"
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """Log records on their way from a worker to the parent's logging.
 
-Neither side trusts the code of what a record carries; ``encode_record`` and ``decode_record`` do
-not raise. Standard library only: every worker imports this module.
+Neither side trusts the code of what a record carries: what that raises goes no further. Standard
+library only: every worker imports this module.
 """
 
 # The code of foreign objects runs here and may raise anything, which must not get further:
@@ -97,7 +97,8 @@ def _exception_text(record: logging.LogRecord) -> str | None:
 def decode_record(data: bytes | bytearray | memoryview) -> logging.LogRecord:
     """Give the record that ``encode_record`` described, made by this process's record factory.
 
-    The worker's attributes win over those that the factory sets. Never raises.
+    The worker's attributes win over those that the factory sets. Raises what pickle raises for
+    what ``encode_record`` has not written, as where a function has written into its own socket.
     """
     fields, pickles = pickle.loads(data)
     for name, (its_type, pickled) in pickles.items():
