@@ -237,6 +237,10 @@ STARVED = """
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
+    def say(text):
+        # In one piece: print() lets a record of another thread come before the end of the line.
+        sys.stdout.write(f"{text}\\n")
+
     if __name__ == "__main__":
         logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="logged: %(message)s")
         manager = LeasedExecutorManager(
@@ -246,15 +250,15 @@ STARVED = """
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         outcome(manager, jobs.log, "a record")
-        print(outcome(manager, jobs.raise_group))
-        print(outcome(manager, jobs.echo, threading.Lock()))
-        print(outcome(manager, jobs.return_nested_lock))
-        print(outcome(manager, jobs.return_exploding))
-        print(outcome(manager, len, bytes(200_000)))
-        print(manager.describe())
-        print(outcome(manager.options(call_timeout=0.1), jobs.spin))
+        say(outcome(manager, jobs.raise_group))
+        say(outcome(manager, jobs.echo, threading.Lock()))
+        say(outcome(manager, jobs.return_nested_lock))
+        say(outcome(manager, jobs.return_exploding))
+        say(outcome(manager, len, bytes(200_000)))
+        say(manager.describe())
+        say(outcome(manager.options(call_timeout=0.1), jobs.spin))
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        print(outcome(manager.options(timeout=20), jobs.echo, "recovered"))
+        say(outcome(manager.options(timeout=20), jobs.echo, "recovered"))
         manager.stop_sync()
 """
 
