@@ -283,7 +283,7 @@ def test_the_end_comes_to_all_at_once_in_blocking_code(gate: Gate) -> None:
         end = threads.submit(pools.stop_all_sync, grace=60)
         # The first alias drains for as long as its call runs, and the second is closed already.
         wait_until(lambda: pools["reports"].stats().state == "stopped")
-        assert pools["default"].stats().state == "stopping"
+        wait_until(lambda: pools["default"].stats().state == "stopping")
         assert not end.done()
         gate.open.set()
         end.result(10)

@@ -267,7 +267,7 @@ def test_workers_of_one_manager_share_a_fork_server_and_managers_do_not() -> Non
 @pytest.mark.parametrize(
     ("option", "value", "error", "text"),
     [
-        ("initargs", "eu", TypeError, "initargs must be a tuple or list, not 'eu'"),
+        ("initargs", "eu", TypeError, "initargs must be a tuple or list, not str"),
         ("initializer", 7, TypeError, "initializer must be callable or a dotted path, not 7"),
         ("initializer", "configure", ValueError, "must be a dotted path, not 'configure'"),
         ("initializer", lambda: None, NotPicklableError, "is a lambda"),
