@@ -74,16 +74,15 @@ LEASEPOOL: dict[str, dict[str, Any]] = {
     # One pool with one worker per usable core, for calls that answer a request.
     "default": {
         "ACQUIRE_TIMEOUT": 30,
-        # Workers give way to the process that answers requests when all cores are busy, and
-        # start with the CPU code already imported.
-        "OPTIONS": {"nice": 5, "preload": ["example_project.cpu"]},
+        # Workers start with the CPU code already imported.
+        "OPTIONS": {"preload": ["example_project.cpu"]},
     },
     # For work that leases several workers at once. With a pool of its own it never has to wait
     # behind a stream of single calls, nor they behind it.
     "reports": {
         "WORKERS_PER_POOL": 2,
         "LEASE_SECONDS": 60,
-        "OPTIONS": {"nice": 5, "preload": ["example_project.cpu"]},
+        "OPTIONS": {"preload": ["example_project.cpu"]},
     },
     # One worker only, to show what happens when a pool is full.
     "tiny": {

@@ -21,7 +21,16 @@ from django.core import checks
 from django.utils.module_loading import import_string
 
 from .backends.base import resolve
-from .conf import DEFAULT_ALIAS, SETTING, AliasConfig, Problem, ProblemId, aliases, validate
+from .conf import (
+    DEFAULT_ALIAS,
+    DEFAULT_NICE,
+    SETTING,
+    AliasConfig,
+    Problem,
+    ProblemId,
+    aliases,
+    validate,
+)
 from .cores import usable_cores
 from .engine import LeasedExecutorManager
 from .exceptions import UnsupportedBackendError
@@ -377,14 +386,14 @@ def _deployment_problems(configs: Iterable[AliasConfig]) -> Iterator[Problem]:
         for config in configs:
             if (
                 "nice" in (resolve(config.backend).option_names() or ())
-                and not config.options.get("nice")
+                and not config.options.get("nice", DEFAULT_NICE)
                 and config.options.get("scheduling", "normal") == "normal"
             ):
                 yield Problem(
                     ProblemId.NO_NICE_ON_ONE_CORE,
-                    f"{SETTING}[{config.alias!r}] has no 'nice', and server and workers share one "
+                    f"{SETTING}[{config.alias!r}] has 'nice' 0, and server and workers share one "
                     "core.",
-                    "OPTIONS['nice'] = 10 lets requests go before the work in the pool.",
+                    f"The default, {DEFAULT_NICE}, lets requests go before the work in the pool.",
                 )
     isolated = _with_processes(configs)
     workers = sum(map(_most_workers, isolated))

@@ -46,6 +46,11 @@ HOOKS = {  # of backends with others
 }
 
 
+# Where a server and its workers share the cores, pages that need no worker would otherwise wait for
+# calls as long as a time slice; see docs/benchmarks.md, HTTP.
+DEFAULT_NICE = 10
+
+
 @unique
 class ProblemId(StrEnum):
     """Every id a system check of this package can report, with what it stands for."""
@@ -125,6 +130,8 @@ class AliasConfig:
             _judge_executor_options(executor_class, own if backend.supports_hooks else options)
         if backend.supports_hooks:
             options.setdefault("hooks", HOOKS.get(backend.name, WORKER_HOOKS))
+        if backend.name == "process" and options.get("scheduling") != "idle":
+            options.setdefault("nice", DEFAULT_NICE)
         return {
             "backend": self.backend,
             "max_pools": self.max_pools,

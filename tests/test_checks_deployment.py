@@ -170,8 +170,13 @@ def test_one_core_for_server_and_workers_wants_nice(settings: Settings, asgi_mod
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        only(settings, {}, ProblemId.NO_NICE_ON_ONE_CORE, deploy=True)
-        for options in ({"nice": 5}, {"scheduling": "idle"}):
+        only(
+            settings,
+            {"default": {"OPTIONS": {"nice": 0}}},
+            ProblemId.NO_NICE_ON_ONE_CORE,
+            deploy=True,
+        )
+        for options in ({}, {"nice": 5}, {"scheduling": "idle"}):
             assert found(settings, {"default": {"OPTIONS": options}}, deploy=True) == []
     finally:
         os.sched_setaffinity(0, allowed)

@@ -302,7 +302,8 @@ def test_the_table_of_options_is_as_the_backend_has_it() -> None:
         if literal(row["default"]) is not None
     }
     config = ManagerConfig(max_pools=1)
-    as_documented, by_default = ProcessBackend(config, given), ProcessBackend(config, {})
+    added = {"nice": conf.DEFAULT_NICE}  # to what is said in the settings
+    as_documented, by_default = ProcessBackend(config, given), ProcessBackend(config, added)
     if sys.platform != "darwin":
         assert as_documented._setup == by_default._setup
     assert as_documented.max_shared_bytes == by_default.max_shared_bytes
