@@ -23,6 +23,7 @@ PACKAGE = "leasepool_django"
 # Imports point towards lower numbers. What is not named here is an entry point (asgi, management
 # commands, testing, ...): it may import everything, and only entry points import it.
 LAYERS = {
+    "asgi_source": 0,
     "cores": 0,
     "exceptions": 0,
     "worker": 1,

@@ -46,12 +46,11 @@ def interrupted_within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("backend", ["process", "thread"])
-def test_a_caller_interrupted_anywhere_loses_no_worker(backend: str) -> None:
+def test_a_caller_interrupted_anywhere_loses_no_worker() -> None:
     """As by a time limit that a signal handler enforces."""
     chance = random.Random(5)
     outcomes = {"interrupted": 0, "answered": 0}
-    with running(backend=backend) as manager:
+    with running(backend="process") as manager:
         end = time.monotonic() + 30
         while min(outcomes.values()) < 20 and time.monotonic() < end:
             try:

@@ -70,18 +70,21 @@ class ExecutorWorker(Worker):
             self._backend.host.housekeeper.wake_by(self.deadline)
         function, args, kwargs = call.payload
         try:
-            future = self.executor.submit(function, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - the caller gets it
-            if self._left or isinstance(error, BrokenExecutor):
-                self._undelivered(call, error)
-                return False
-            self._end(call, None, error, broken=isinstance(error, RuntimeError))
-        except BaseException:  # a signal handler's; whether it was submitted nobody knows
+            try:
+                future = self.executor.submit(function, *args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - the caller gets it
+                if self._left or isinstance(error, BrokenExecutor):
+                    self._undelivered(call, error)
+                    return False
+                self._end(call, None, error, broken=isinstance(error, RuntimeError))
+            else:
+                call.payload = None
+                future.add_done_callback(partial(self._done, call))
+        except BaseException:
+            # A signal handler's. Whether the call's end will be told nobody knows: kill() must not
+            # wait for it.
             self._call = None
             raise
-        else:
-            call.payload = None
-            future.add_done_callback(partial(self._done, call))
         return True
 
     def _undelivered(self, call: Call, error: BaseException) -> None:

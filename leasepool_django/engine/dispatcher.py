@@ -119,9 +119,9 @@ class Dispatcher:
                 if slot is not None:
                     slot.call = call
                     call.slot = slot
+                    call.worker = worker = slot.worker
                     call.state = RUNNING
                     self.counters.calls_started += 1
-                    call.worker = worker = slot.worker
                     return worker
             if self.leases:
                 self._refuse_waiting_for_oneself(call)
@@ -138,9 +138,9 @@ class Dispatcher:
                 slot = lease.free.pop()
                 slot.call = call
                 call.slot = slot
+                call.worker = worker = slot.worker
                 call.state = RUNNING
                 self.counters.calls_started += 1
-                call.worker = worker = slot.worker
                 return worker
             call.state = WAITING
             call.since = monotonic()

@@ -392,11 +392,11 @@ class ProcessWorker(Worker):
                 decode(call, plain, body, self._outbox.results)
                 self._outbox.results_read = True
                 self._used_memory()
-            following = self._host.call_ended(self, call, home, retiring=kind >= wire.RETIRING)
         except Exception:  # noqa: BLE001 - a frame costs the worker at most, and never a caller
             self._call = call  # who is told when the worker has ended
             self._interfered()
             return
+        following = self._host.call_ended(self, call, home, retiring=kind >= wire.RETIRING)
         try:
             if following is not None:
                 assert home is not None
