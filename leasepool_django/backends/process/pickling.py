@@ -7,7 +7,6 @@ arguments is in ``culprit``.
 
 from __future__ import annotations
 
-import asyncio.coroutines
 import functools
 import importlib
 import inspect
@@ -216,7 +215,8 @@ def _says(question: Callable[[Any], bool], function: Any) -> bool:
 
 def _is_marked(function: Any) -> bool:
     """Whether Python 3.11 or asgiref has marked a plain function that gives a coroutine."""
-    mark = getattr(asyncio.coroutines, "_is_coroutine", None)
+    # Not imported here, where it takes long: whoever has marked a function has loaded it.
+    mark = getattr(sys.modules.get("asyncio.coroutines"), "_is_coroutine", None)
     return mark is not None and getattr(function, "_is_coroutine", None) is mark
 
 

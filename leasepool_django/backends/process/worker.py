@@ -160,11 +160,10 @@ class _Runner:
 
     def __init__(self, link: Link, setup: Setup, hooks: Any) -> None:
         # Here, as it may be impossible when they are needed.
+        from . import pickling  # noqa: F401
         from .remote import encode_exception, resolve
 
         self.encode_exception, self.resolve = encode_exception, resolve
-        if "asyncio" in sys.modules:  # which takes long to load, and by far the most in there
-            from . import pickling  # noqa: F401
         self.link = link
         self.hooks = hooks
         self.functions: dict[str, Callable[..., Any]] = {}
