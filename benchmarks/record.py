@@ -36,8 +36,10 @@ class Record:
 
     @property
     def circumstances(self) -> str:
-        """When and where, in a sentence."""
-        return f"Measured on {self.date} with {self.machine}."
+        """When, where and how often, in a sentence."""
+        rounds = len({cell.round for cell in self.cells})
+        often = "one round" if rounds == 1 else f"{rounds} rounds"
+        return f"Measured on {self.date} with {self.machine}, in {often}."
 
 
 def save(cells: Sequence[Cell]) -> None:

@@ -203,7 +203,7 @@ def test_the_page_dates_each_group_only_where_they_differ() -> None:
     cancel = kept(cell("cancel", "run", next_answer=9.0), pebble="5.1", Django="6.0")
     lag = kept(cell("lag", "run", idle=1.0), date="2026-02-01", pebble="5.2", Django="6.0")
     page = reports.page({"cancel": cancel, "lag": lag}, {"lag"})
-    assert page.count("Measured on 2026-01-31 with Python 3.14.1 on Linux.") == 1
+    assert page.count("Measured on 2026-01-31 with Python 3.14.1 on Linux, in one round.") == 1
     assert page.count("Measured on 2026-02-01") == 1
     assert "| Django | 6.0 |" in page
     assert "| pebble | 5.1 (cancel); 5.2 (lag) |" in page
