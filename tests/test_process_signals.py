@@ -119,8 +119,10 @@ def test_a_function_that_forgets_all_modules_still_says_how_it_failed(
     method: str, tmp_path: Path
 ) -> None:
     with running(mp_context=method) as manager:
-        with pytest.raises(RemoteError, match="The worker raised ValueError: without modules"):
+        # As itself where pickle does without modules (Python 3.13); else RemoteError stands for it.
+        with pytest.raises((RemoteError, ValueError), match="without modules") as caught:
             manager.run_sync(signal_jobs.clear_modules)
+        assert "ValueError" in (type(caught.value).__name__, getattr(caught.value, "type_name", ""))
         # Its worker could import nothing, and is replaced.
         assert manager.stats().workers_crashed == 0
         assert_full_capacity(manager, tmp_path)
