@@ -137,6 +137,8 @@ class InDjango(Contender):
     distribution = "leasepool-django"
     stops_calls = True
     grows = True
+    nice: ClassVar[int | None] = None
+    """The option ``nice`` of the workers; ``None``: its default."""
 
     def __init__(self, wanted: Wanted, method: str | None) -> None:
         super().__init__(wanted, method)
@@ -145,6 +147,8 @@ class InDjango(Contender):
             pools, workers = (wanted.workers, 1) if wanted.growing else (1, wanted.workers)
             os.environ["BENCH_POOLS"], os.environ["BENCH_WORKERS"] = str(pools), str(workers)
             os.environ["BENCH_PRELOAD"] = "benchmarks.ballast" if wanted.ballast else ""
+        if self.nice is not None:
+            os.environ["BENCH_NICE"] = str(self.nice)
         jobs.set_up_django()
         from leasepool_django import pools as started
         from leasepool_django import run_in_pool
@@ -162,6 +166,12 @@ class InDjango(Contender):
 
     async def stop(self) -> None:
         await self._pools.stop_all(grace=0)
+
+
+class InDjangoAsEquals(InDjango):
+    """As ``InDjango``, with workers that are no nicer than the server: what that changes."""
+
+    nice = 0
 
 
 # -- concurrent.futures and what looks like it -------------------------------------------------
@@ -449,6 +459,7 @@ CONTENDERS = {
     "lease": Entry(InLease, "leasepool_django `lease.run`"),
     "run": Entry(OneShot, "leasepool_django `run`"),
     "django": Entry(InDjango, "leasepool_django `run_in_pool`"),
+    "django-nice-0": Entry(InDjangoAsEquals, "leasepool_django `run_in_pool`, `nice` 0"),
     "stdlib": Entry(Stdlib, "ProcessPoolExecutor"),
     "loky": Entry(Loky, "loky"),
     "pebble": Entry(Pebble, "pebble"),
@@ -467,7 +478,7 @@ CONTENDERS = {
     "leasepool-forkserver": Entry(Leasepool, "leasepool, forkserver", "forkserver"),
 }
 
-OURS = frozenset({"lease", "run", "django"})
+OURS = frozenset({"lease", "run", "django", "django-nice-0"})
 
 OUT_OF_SCOPE = {
     "Celery": "it hands work to a broker and to workers that run as a service of their own, and "

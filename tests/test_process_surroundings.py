@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from leasepool_django import WorkerCrashedError
+from leasepool_django.backends.process.worker import TIME_SLICE
 from tests import process_jobs as jobs
 from tests.process_pools import running
 from tests.process_table import fork_servers
@@ -49,6 +50,20 @@ def test_workers_give_way_as_much_as_was_asked_for(
         found = manager.run_sync(jobs.describe)
     assert found["nice"] == min(19, here + nicer)
     assert found["policy"] == policy
+
+
+@each_method
+@pytest.mark.skipif(
+    os.uname().machine not in {"x86_64", "aarch64"} or jobs.time_slice() == 0,
+    reason="the kernel does not tell time slices: it is older than 6.12",
+)
+@pytest.mark.parametrize("options", [{}, {"nice": 7}])
+def test_workers_can_be_interrupted_whenever_the_server_wakes(
+    options: dict[str, Any], method: str
+) -> None:
+    with running(mp_context=method, **options) as manager:
+        assert manager.run_sync(jobs.time_slice) == TIME_SLICE > jobs.time_slice()
+        assert manager.run_sync(jobs.describe)["policy"] == os.SCHED_OTHER
 
 
 @each_method

@@ -21,13 +21,16 @@ ROOT_URLCONF = "benchmarks.site.urls"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 
+_default: dict[str, Any] = {}
 if "BENCH_WORKERS" in os.environ:
-    _preload = os.environ.get("BENCH_PRELOAD", "")
-    _options = {"OPTIONS": {"preload": [_preload]}} if _preload else {}
-    LEASEPOOL: dict[str, dict[str, Any]] = {
-        "default": {
-            "MAX_POOLS": int(os.environ.get("BENCH_POOLS", "1")),
-            "WORKERS_PER_POOL": int(os.environ["BENCH_WORKERS"]),
-            **_options,
-        }
-    }
+    _default["MAX_POOLS"] = int(os.environ.get("BENCH_POOLS", "1"))
+    _default["WORKERS_PER_POOL"] = int(os.environ["BENCH_WORKERS"])
+_options: dict[str, Any] = {}
+if os.environ.get("BENCH_PRELOAD"):
+    _options["preload"] = [os.environ["BENCH_PRELOAD"]]
+if "BENCH_NICE" in os.environ:
+    _options["nice"] = int(os.environ["BENCH_NICE"])
+if _options:
+    _default["OPTIONS"] = _options
+if _default:
+    LEASEPOOL: dict[str, dict[str, Any]] = {"default": _default}

@@ -17,7 +17,7 @@ Floor = Callable[[Effort], Figures]
 PEERS = ("stdlib", "loky", "pebble", "anyio", "aiomultiprocess", "deadpool", "dask", "leasepool")
 # For calls one after the other a lease that is held is a measurement of its own; for many at once
 # the number of leasepool's pools is.
-SEQUENTIAL = ("lease", "run", "django", *PEERS, "leasepool-lease")
+SEQUENTIAL = ("lease", "run", "django", "django-nice-0", *PEERS, "leasepool-lease")
 CONCURRENT = ("lease", "run", "django", *PEERS, "leasepool-one")
 
 

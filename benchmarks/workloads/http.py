@@ -45,7 +45,7 @@ class Http(Group):
         Metric("light_p50", "light view, median", "ms"),
         Metric("light_p99", "light view, p99", "ms"),
     )
-    contenders = ("django", *PEERS)
+    contenders = ("django", "django-nice-0", *PEERS)
 
     def wanted(self) -> Wanted:
         return Wanted()

@@ -29,6 +29,7 @@ from .preparation import Setup, flush_streams, prepare
 from .shared import COPIED_WHOLE, THRESHOLD, Buffer, Payload, dump, load_parts
 from .system import (
     adopt_orphans,
+    ask_for_time_slice,
     dead_children,
     die_with_parent,
     live_on,
@@ -45,6 +46,7 @@ __all__ = ["main", "run"]
 # those that a function still means to wait for.
 MOST_DEAD_CHILDREN = 32
 CALLS_BETWEEN_LOOKS = 64
+TIME_SLICE = 0.01  # seconds; the kernel's default is 0.7 to 3 ms
 
 dumps, pack = pickle.dumps, wire.pack
 modules = sys.modules
@@ -107,6 +109,8 @@ def _begin(link: Link, setup: Setup, hooks: Any) -> None:
         os.nice(setup.nice)
     if setup.scheduling == "idle":
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        ask_for_time_slice(TIME_SLICE)
     if hooks is not None:
         hooks.start_worker()
         if setup.tests is not None:
