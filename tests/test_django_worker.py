@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import datetime as dt
+import functools
 import os
 import subprocess
 import sys
 import textwrap
+import threading
+import types
 import zoneinfo
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
+from asgiref.local import Local
 from django.contrib.auth.models import User
 from django.utils import timezone, translation
 
@@ -58,6 +63,45 @@ def in_context(
             return hooks.capture()
 
     return contextvars.Context().run(capture)
+
+
+class Elder:
+    """How ``asgiref.local.Local`` kept its values before it noted the thread, or otherwise."""
+
+    def __init__(self, data: object) -> None:
+        self._storage = self
+        self._data = data
+
+
+@pytest.mark.parametrize(("threads", "found"), [("the same", "value"), ("another", None)])
+def test_what_a_local_has_is_seen_without_asking_it(threads: str, found: str | None) -> None:
+    module = types.SimpleNamespace(_active=Local())
+    peek = functools.partial(hooks.active_value, module)
+
+    def run() -> str | None:
+        assert peek() is None
+        module._active.other = "something"
+        assert peek() is None
+        module._active.value = "value"
+        assert peek() == "value"
+        if threads == "the same":
+            return contextvars.copy_context().run(peek)
+        with ThreadPoolExecutor(1) as executor:  # 3.14 can be told to hand contexts on
+            return executor.submit(contextvars.copy_context().run, peek).result()
+
+    assert contextvars.Context().run(run) == found
+
+
+def test_what_another_local_has_is_seen_or_left_to_it() -> None:
+    data: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("data")
+    elder = types.SimpleNamespace(_active=Elder(data))
+    assert hooks.active_value(elder) is None
+    token = data.set({"value": "value"})
+    assert hooks.active_value(elder) == "value"
+    data.reset(token)
+    for kept in ({"value": data}, data.name, threading.local()):
+        assert hooks.active_value(types.SimpleNamespace(_active=Elder(kept))) is hooks.UNKNOWN
+    assert hooks.active_value(types.SimpleNamespace(_active=object())) is hooks.UNKNOWN
 
 
 class Odd(dt.tzinfo):

@@ -39,6 +39,8 @@ from .django_testing import Tests, describe_tests, follow_tests, report_mail
 from .preparation import flush_streams
 
 __all__ = [
+    "UNKNOWN",
+    "active_value",
     "capture",
     "describe_tests",
     "enter",
@@ -130,30 +132,48 @@ def capture() -> Captured | None:
     if "outbox" in _mail and (tests := describe_tests()) is not None:
         return translation.get_language(), portable_zone(timezone.get_current_timezone()), tests
     default = _worker_defaults()
-    may_be_set = _may_be_set(trans_real)
-    language = translation.get_language() if may_be_set else settings.LANGUAGE_CODE
-    if _may_be_set(timezone):
-        zone = timezone.get_current_timezone()
+    active = active_value(trans_real)
+    if active is None:
+        language = settings.LANGUAGE_CODE
+    elif isinstance(active, trans_real.DjangoTranslation):
+        language = active.to_language()
+    else:
+        language = translation.get_language()
+    zone = active_value(timezone)
+    if zone is None:
+        key = settings.TIME_ZONE
+    else:
+        if zone is UNKNOWN:
+            zone = timezone.get_current_timezone()
         key = getattr(zone, "key", None)
         if key is None:
             return language, portable_zone(zone)
-    else:
-        key = settings.TIME_ZONE
     if key == default[1] and language == default[0]:
         return None
     return language, key
 
 
-def _may_be_set(module: Any) -> bool:
-    """Whether something may be active in a module that keeps it in an asgiref ``Local``.
+UNKNOWN = object()
 
-    To ask the ``Local`` costs 3 µs when nothing is, for each call.
+
+def active_value(module: Any) -> Any:
+    """What is active in a module that keeps it in an asgiref ``Local``; ``None`` if nothing is.
+
+    ``UNKNOWN`` if only the ``Local`` can tell: to ask it costs 1.3 µs for each call, and 3 µs when
+    nothing is active.
     """
     try:
         variable = module._active._storage._data  # private: see above; without it, only slower
+        if not isinstance(variable, ContextVar):
+            return UNKNOWN
+        values = variable.get(None)
+        if values is None:
+            return None
+        if type(values) is not dict:  # since asgiref 3.12 marked with the thread it belongs to
+            values = values.data if values.thread_id == threading.get_ident() else {}
+        return values.get("value")
     except AttributeError:
-        return True
-    return not isinstance(variable, ContextVar) or variable.get(None) is not None
+        return UNKNOWN
 
 
 @cache

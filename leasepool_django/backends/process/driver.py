@@ -40,6 +40,8 @@ KEEP_SECONDS = 10.0  # how long shared memory is kept for the next large payload
 HANG_UP_SECONDS = 0.5  # how long a worker may live on after closing its socket
 # After so many outcomes taken without leaving the caller's frame the loop gets a turn.
 EAGER_CALLS = 32
+# After so many attempts in vain only one call in as many makes another: each is a system call.
+EAGER_MISSES = 8
 _OUTCOMES = frozenset({wire.RESULT, wire.ERROR, wire.RESULT_PARTS, wire.RESULT_SHARED})
 
 
@@ -72,6 +74,7 @@ class ProcessWorker(Worker):
         self._call: Call | None = None
         self._home: asyncio.AbstractEventLoop | None = None
         self._eager = 0
+        self._misses = 0
         self._outbox = outbox = Outbox(self.channel, backend.max_shared_bytes)
         self._unsent = outbox.unsent
         self._memory_used = 0.0  # when it was used last (monotonic)
@@ -252,9 +255,14 @@ class ProcessWorker(Worker):
             return
         if self._unsent:
             home.add_writer(self._fd, self._writable, home)
-        elif eager and self._eager < EAGER_CALLS:
+        elif (
+            eager
+            and self._eager < EAGER_CALLS
+            and (self._misses < EAGER_MISSES or not self.calls % EAGER_MISSES)
+        ):
             self._eager += 1
             self._take(home)
+            self._misses = self._misses + 1 if self._call is call else 0
 
     def _write_on(self, home: asyncio.AbstractEventLoop, call: Call) -> None:
         """On ``home``: write more of a large payload, and send word of it after its last piece."""
