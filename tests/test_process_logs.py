@@ -216,8 +216,8 @@ def test_handlers_configured_in_the_worker_are_removed_unless_asked_for(
     monkeypatch.syspath_prepend(str(tmp_path))
     with forwarding(preload=["noisy"], clear_process_log_handlers=clear) as manager:
         kept = [] if clear else ["StreamHandler"]
-        assert manager.run_sync(jobs.handlers) == [*kept, "_ForwardHandler"]
-        assert manager.run_sync(jobs.handlers, "tests.own") == [*kept, "_ForwardHandler"]
+        assert manager.run_sync(jobs.handlers) == [*kept, "ForwardHandler"]
+        assert manager.run_sync(jobs.handlers, "tests.own") == [*kept, "ForwardHandler"]
         manager.run_sync(jobs.log, "once", logger="tests.own")
     assert collected.texts == ["once"]
 

@@ -23,7 +23,6 @@ __all__ = [
     "leave",
     "leave_thread",
     "prepare",
-    "start_worker",
 ]
 
 
@@ -46,12 +45,8 @@ def prepare(preload: Callable[[], None]) -> None:
     preload()
 
 
-def start_worker() -> None:
-    """Do nothing: connections are the callers' own."""
-
-
 def leave() -> None:
-    """Do nothing, for the same reason."""
+    """Do nothing: connections are the callers' own."""
 
 
 def leave_thread() -> None:

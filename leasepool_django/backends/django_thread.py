@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from django.db import reset_queries
 
-from .django_inline import capture, prepare, start_worker
+from .django_inline import capture, prepare
 from .process.django_worker import Captured, tidy_connections
 from .process.django_worker import enter as activate
 
-__all__ = ["capture", "enter", "leave", "prepare", "start_worker"]
+__all__ = ["capture", "enter", "leave", "prepare"]
 
 
 def enter(captured: Captured) -> None:

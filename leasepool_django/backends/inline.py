@@ -258,7 +258,6 @@ class InlineBackend(Encoder, Backend):
                 preload()
             else:
                 hooks.prepare(preload)
-                hooks.start_worker()
             if setup.initializer is not None:
                 initializer: Callable[..., Any]
                 if isinstance(setup.initializer, bytes):

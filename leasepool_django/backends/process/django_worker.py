@@ -48,7 +48,6 @@ __all__ = [
     "frame_locals",
     "leave",
     "prepare",
-    "start_worker",
     "template",
     "tidy_connections",
 ]
@@ -95,6 +94,7 @@ def prepare(preload: Callable[[], None] | None = None) -> None:
     if preload is not None:
         preload()
     _close_everything()
+    connection_created.connect(_opened.add, dispatch_uid=f"{__name__}.opened")
     if settings.USE_I18N:
         # Loading a language takes many milliseconds; workers share what is loaded here.
         translation.activate(settings.LANGUAGE_CODE)
@@ -117,11 +117,6 @@ def _close_everything() -> None:
         del connections[connection.alias]
     caches.close_all()
     _closing_caches()
-
-
-def start_worker() -> None:
-    """Begin to notice database connections. In each worker, before anything of the user's."""
-    connection_created.connect(_opened.add, dispatch_uid=f"{__name__}.opened")
 
 
 # -- the caller's context ---------------------------------------------------------------------

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["OPTIONS", "make_setup", "max_shared_bytes"]
 
 DEFAULT_SHARED_BYTES = 1 << 29
-HOOKS = ("capture", "prepare", "start_worker", "enter", "leave")  # what every hooks module has
+HOOKS = ("capture", "prepare", "enter", "leave")  # what every hooks module has
 
 OPTIONS = frozenset(
     {

@@ -140,9 +140,14 @@ def prepare(setup: Setup) -> Any:
         for name in setup.preload:
             importlib.import_module(name)
 
+    hooks = None
     if setup.hooks is None:
         preload()
-        return None
-    hooks = importlib.import_module(setup.hooks)
-    hooks.prepare(preload)
+    else:
+        hooks = importlib.import_module(setup.hooks)
+        hooks.prepare(preload)
+    if setup.log_level is not None:
+        from .records import forward_logs
+
+        forward_logs(setup.log_level, clear=setup.clear_log_handlers)
     return hooks

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+from functools import cache
 from time import monotonic
 from typing import Any
 
@@ -46,12 +47,21 @@ _SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "ppc64le": 
 def _prctl(option: int, value: int) -> None:
     if not LINUX:
         return
+    if _libc().prctl(option, value, 0, 0, 0) != 0:
+        import ctypes
+
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+@cache
+def _libc() -> Any:
     import ctypes  # here: the server, which imports this module too, has no use for it
 
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+    libc.syscall.restype = ctypes.c_long
+    return libc
 
 
 def ask_for_time_slice(seconds: float) -> None:
@@ -65,13 +75,12 @@ def ask_for_time_slice(seconds: float) -> None:
     number = _SYS_SCHED_SETATTR.get(os.uname().machine)
     if not LINUX or number is None:
         return
-    import ctypes
     import struct
 
     policy, nice = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
     # struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
     attributes = struct.pack("=IIQiIQQQ", 48, policy, 0, nice, 0, int(seconds * 1e9), 0, 0)
-    ctypes.CDLL(None).syscall(number, 0, attributes, 0)
+    _libc().syscall(number, 0, attributes, 0)
 
 
 def open_standard_descriptors() -> None:
@@ -252,12 +261,13 @@ def _kill_if(pid: int, entry: bytes) -> bool:
 
 def raise_oom_score() -> None:
     """Let the kernel's out-of-memory killer prefer this worker to the server (Linux)."""
-    path = "/proc/self/oom_score_adj"
     try:
-        with open(path) as score:
-            current = int(score.read())
-        with open(path, "w") as score:
-            score.write(str(min(1000, current + 300)))
+        # Not open(): its objects would take longer than the rest of this.
+        score = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+        try:
+            os.pwrite(score, b"%d" % min(1000, int(os.pread(score, 16, 0)) + 300), 0)
+        finally:
+            os.close(score)
     except OSError:
         return  # not Linux, /proc is read-only, or no descriptor is left: it stays the server's
 

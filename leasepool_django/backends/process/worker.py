@@ -7,7 +7,6 @@ before anything of the user's.
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import random
@@ -26,6 +25,7 @@ from .carriers import Carriers
 from .errors import forget_frames, leading_frames, note
 from .link import LOST, Link
 from .preparation import Setup, flush_streams, prepare
+from .records import forwarding
 from .shared import COPIED_WHOLE, THRESHOLD, Buffer, Payload, dump, load_parts
 from .system import (
     adopt_orphans,
@@ -111,12 +111,9 @@ def _begin(link: Link, setup: Setup, hooks: Any) -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     else:
         ask_for_time_slice(TIME_SLICE)
-    if hooks is not None:
-        hooks.start_worker()
-        if setup.tests is not None:
-            hooks.follow_tests(setup.tests)
-    if setup.log_level is not None:
-        _forward_logs(link, setup)
+    if hooks is not None and setup.tests is not None:
+        hooks.follow_tests(setup.tests)
+    forwarding.link = link
     if setup.initializer is not None:
         initializer: Callable[..., Any]
         if isinstance(setup.initializer, bytes):
@@ -304,40 +301,3 @@ class _Runner:
     def _failure(self, error: BaseException) -> bytes:
         frame_locals = self.hooks.frame_locals if self.hooks is not None else None
         return self.encode_exception(error, frame_locals, leading_frames(error, _MODULES))
-
-
-def _forward_logs(link: Link, setup: Setup) -> None:
-    """Send the records of every logger to the parent, and nowhere else if so asked."""
-    handler = _ForwardHandler(link)
-    root = logging.getLogger()
-    loggers = [logging.getLogger(name) for name in list(root.manager.loggerDict)]
-    for logger in loggers:
-        if setup.clear_log_handlers:
-            logger.handlers.clear()
-        if not logger.propagate:
-            logger.addHandler(handler)
-    if setup.clear_log_handlers:
-        root.handlers.clear()
-    root.addHandler(handler)
-    assert setup.log_level is not None
-    root.setLevel(setup.log_level)
-
-
-class _ForwardHandler(logging.Handler):
-    """Puts each record on the wire, ahead of the outcome of the call that logged it."""
-
-    def __init__(self, link: Link) -> None:
-        super().__init__()
-        self._link = link
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from .records import encode_record
-
-        if os.getpid() != self._link.pid:
-            return  # a child of the user's making has no line to the parent
-        try:
-            self._link.send(wire.frame(wire.LOG, encode_record(record)))
-        except OSError as error:
-            if error.errno not in LOST:
-                raise  # by a signal handler of the function's, which expects it
-            self.handleError(record)
