@@ -346,10 +346,12 @@ class Dispatcher:
             if call.state == RUNNING:
                 call.state = DONE
                 counters = self.counters
-                counters.calls_finished += 1
-                counters.mean_call_seconds = _moved(
-                    counters.mean_call_seconds, monotonic() - call.begun, counters.calls_finished
-                )
+                counters.calls_finished = count = counters.calls_finished + 1
+                mean = counters.mean_call_seconds
+                if count < 20:
+                    counters.mean_call_seconds = _moved(mean, monotonic() - call.begun, count)
+                else:  # the same, at each call
+                    counters.mean_call_seconds = mean + (monotonic() - call.begun - mean) * 0.05
             if retiring:
                 worker.leaving = True
             if slot.worker is not worker:

@@ -64,6 +64,7 @@ class Supervisor:
             retire=self._retire_later,
             idle_while_closed=self._wake_housekeeper,
         )
+        self.call_ended = self.dispatcher.call_ended  # at each call: not by way of a method here
         self._life = threading.Lock()  # guards start() against start() and stop()
         self._state = NEW
         self._started: Future[None] = _done()
@@ -155,12 +156,6 @@ class Supervisor:
         return self._logger.isEnabledFor(level) or any(
             subscriber.may_want(kind) for subscriber in self._subscribers
         )
-
-    def call_ended(
-        self, worker: Worker, call: Call, home: asyncio.AbstractEventLoop | None, *, retiring: bool
-    ) -> Call | None:
-        """See ``Host.call_ended``."""
-        return self.dispatcher.call_ended(worker, call, home, retiring=retiring)
 
     def call_undelivered(self, worker: Worker, call: Call, *, suspect: bool = True) -> bool:
         """See ``Host.call_undelivered``."""
