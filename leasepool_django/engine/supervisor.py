@@ -24,7 +24,6 @@ from .housekeeper import Housekeeper
 from .line import Call, Pool, Slot
 
 if TYPE_CHECKING:
-
     from ..backends.base import Backend, Worker
     from .config import ManagerConfig
     from .lease import LeaseState
