@@ -1,9 +1,12 @@
 """The Django application: it registers the system checks, and nothing else.
 
-It must never start a pool: workers run ``AppConfig.ready`` as well.
+It must never start a pool: workers run ``AppConfig.ready`` as well. Nor import what they have no
+use for: the checks come with the engine.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from django.apps import AppConfig
 from django.core import checks
@@ -17,7 +20,17 @@ class LeasePoolConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the system checks."""
-        from .checks import check_deployment, check_settings
+        checks.register(_check_settings, "leasepool")
+        checks.register(_check_deployment, "leasepool", deploy=True)
 
-        checks.register(check_settings, "leasepool")
-        checks.register(check_deployment, "leasepool", deploy=True)
+
+def _check_settings(**options: Any) -> list[checks.CheckMessage]:
+    from .checks import check_settings
+
+    return check_settings(**options)
+
+
+def _check_deployment(**options: Any) -> list[checks.CheckMessage]:
+    from .checks import check_deployment
+
+    return check_deployment(**options)

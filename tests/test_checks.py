@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.core.checks import ERROR, registry
+from django.core.checks import ERROR, run_checks
 
-from leasepool_django import checks
 from leasepool_django.backends.inline import InlineBackend
 from leasepool_django.conf import ProblemId
 from leasepool_django.cores import usable_cores
@@ -39,13 +38,33 @@ def test_ids_are_unique_and_well_formed() -> None:
         assert numbers == [f"{number:03}" for number in range(1, len(numbers) + 1)]
 
 
-def test_the_application_registers_its_checks() -> None:
-    always: list[Any] = registry.registry.get_checks()
-    deploying: list[Any] = registry.registry.get_checks(include_deployment_checks=True)
-    assert checks.check_settings in always
-    assert checks.check_deployment not in always
-    assert checks.check_deployment in deploying
-    assert "leasepool" in registry.registry.tags_available()
+@pytest.mark.parametrize("deploy", [False, True])
+def test_the_application_registers_its_checks(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, *, deploy: bool
+) -> None:
+    settings.LEASEPOOL = {"other": {"WORKERS_PER_POOL": 1}}
+    monkeypatch.setenv("WEB_CONCURRENCY", "1000")
+    messages = run_checks(tags=["leasepool"], include_deployment_checks=deploy)
+    expected = {ProblemId.NO_DEFAULT_ALIAS}
+    if deploy:
+        expected.add(ProblemId.TOO_MANY_SERVER_PROCESSES)
+    assert {message.id for message in messages} == expected
+
+
+PLAIN = """
+import sys
+import django
+django.setup()
+print(*sorted(name for name in sys.modules if name.startswith("leasepool_django.")))
+"""
+
+
+def test_a_process_that_runs_no_pool_loads_nothing_of_it() -> None:
+    """Workers are such processes, and ``manage.py`` with most of its commands."""
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["leasepool_django.apps"]
 
 
 def test_the_defaults_pass(settings: Settings) -> None:
