@@ -131,7 +131,7 @@ class Pools(Mapping[str, AliasManager]):
         managers = self._reopen()
         try:
             results = await asyncio.gather(
-                *(manager.start() for manager in managers), return_exceptions=True
+                *(manager.ensure_running() for manager in managers), return_exceptions=True
             )
         except asyncio.CancelledError:
             self._stop(managers, 0)
@@ -146,7 +146,7 @@ class Pools(Mapping[str, AliasManager]):
         """``start_all`` for blocking code."""
         managers = self._reopen()
         with ThreadPoolExecutor(len(managers), "leasepool-start") as executor:
-            starts = [executor.submit(manager.start_sync) for manager in managers]
+            starts = [executor.submit(manager.ensure_running_sync) for manager in managers]
         error = _joined(managers, [start.exception() for start in starts])
         if error is not None:
             self._stop(managers, 0)

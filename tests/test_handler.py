@@ -21,7 +21,7 @@ from leasepool_django import (
     run_in_pool,
     run_in_pool_sync,
 )
-from leasepool_django.handler import Pools
+from leasepool_django.handler import AliasManager, Pools
 from tests.django_jobs import Gate, double, gates, through_gate
 from tests.waiting import async_wait_until, wait_until
 
@@ -242,6 +242,33 @@ def test_a_start_that_is_cancelled_leaves_nothing(settings: Settings, gate: Gate
     asyncio.run(start())
     assert not any(manager.started for manager in pools.values())
     assert run_in_pool_sync(double, 1) == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "said"), [(pools.reset, "were reset"), (pools.stop_all_sync, "shutting down")]
+)
+def test_what_is_ended_while_it_starts_does_not_run_on(
+    end: Callable[[], None], said: str, monkeypatch: pytest.MonkeyPatch, loop_runner: LoopRunner
+) -> None:
+    """``end`` comes when the managers to start are chosen, and none runs that it could stop."""
+    chosen = [pools["default"], pools["reports"]]
+    start, start_sync = AliasManager.start, AliasManager.start_sync
+
+    async def end_and_start(manager: AliasManager) -> None:
+        end()
+        await start(manager)
+
+    def end_and_start_sync(manager: AliasManager) -> None:
+        end()
+        start_sync(manager)
+
+    monkeypatch.setattr(AliasManager, "start", end_and_start)
+    monkeypatch.setattr(AliasManager, "start_sync", end_and_start_sync)
+    with pytest.raises(LeasePoolNotStartedError, match=said):
+        loop_runner(pools.start_all())
+    with pytest.raises(LeasePoolNotStartedError, match=said):
+        pools.start_all_sync()
+    assert not any(manager.started for manager in [*chosen, *pools.values()])
 
 
 def test_after_the_end_nothing_starts_until_it_is_opened_again(loop_runner: LoopRunner) -> None:

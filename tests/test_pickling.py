@@ -159,9 +159,15 @@ def test_a_function_that_is_marked_as_a_coroutine_function_is_refused() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (5, "a int is not callable. Pass the function itself and its arguments after it"),
-        (None, "a NoneType is not callable. Pass the function itself"),
-        ("shop.cpu.score", "a str is not callable. Pass the function itself, not its name"),
+        (
+            5,
+            "type int is not callable. Pass the function itself and its arguments after it",
+        ),
+        (None, "type NoneType is not callable. Pass the function itself"),
+        (
+            "shop.cpu.score",
+            "type str is not callable. Pass the function itself, not its name",
+        ),
     ],
 )
 def test_what_is_not_callable_is_refused(value: Any, text: str) -> None:
@@ -172,7 +178,7 @@ def test_what_is_not_callable_is_refused(value: Any, text: str) -> None:
 def test_a_coroutine_in_place_of_a_function_is_refused_and_closed() -> None:
     """No warning follows that it was never awaited."""
     coroutine: Any = jobs.coroutine()
-    with pytest.raises(NotPicklableError, match="a coroutine is not callable"):
+    with pytest.raises(NotPicklableError, match="an object of type coroutine is not callable"):
         pickling.reference(coroutine)
     assert coroutine.cr_frame is None
 
@@ -209,6 +215,8 @@ def test_a_function_that_its_module_does_not_have_is_refused() -> None:
 def main_function(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     function = made_in("__main__")
     monkeypatch.setattr(sys.modules["__main__"], "made", function, raising=False)
+    # As in an interactive session; these tests may run in `python -m pytest`.
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     return function
 
 

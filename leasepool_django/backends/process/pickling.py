@@ -247,7 +247,8 @@ def _refuse_uncallable(target: object) -> NoReturn:
     if isinstance(target, str):
         advice = "Pass the function itself, not its name"
     raise NotPicklableError(
-        f"A call needs a function; a {type_name(target)} is not callable. {advice}.",
+        f"A call needs a function, and an object of type {type_name(target)} is not callable. "
+        f"{advice}.",
         path="fn",
         type_name=type_name(target),
     )

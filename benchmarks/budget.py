@@ -1,0 +1,167 @@
+"""``python -m benchmarks.budget``: where the time of one tiny call goes, as a Markdown table.
+
+Each step is timed by itself, warm, the best of several repetitions; what the whole call takes
+beyond them is the last line: the switches between the processes, and that each finds its caches as
+the other has left them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import select
+import socket
+from collections.abc import Callable
+from statistics import median
+from timeit import repeat
+from typing import Any
+
+from leasepool_django import ExecutorLease, LeasedExecutorManager
+from leasepool_django.backends.process import wire, worker
+from leasepool_django.backends.process.link import Link
+from leasepool_django.backends.process.preparation import Setup
+
+from . import jobs
+from .floors import one_socket
+from .measuring import Effort, timed_calls
+
+CALLS = 20_000
+
+
+def microseconds(step: Callable[[], object]) -> float:
+    """Microseconds that ``step`` takes when everything it needs is at hand."""
+    return 1e6 * min(repeat(step, number=CALLS, repeat=7)) / CALLS
+
+
+class Wireless:
+    """A socket's end that takes everything, and gives the same answer to everything."""
+
+    def __init__(self, answer: bytes = b"") -> None:
+        self.answer = answer
+
+    def send(self, data: bytes) -> int:
+        """As if all of it had been sent."""
+        return len(data)
+
+    def recv(self, size: int) -> bytes:
+        """The answer."""
+        return self.answer
+
+
+def system_calls(call: bytes) -> tuple[float, float]:
+    """Sending and receiving where nobody waits: the server's two system calls, the worker's three.
+
+    To send costs the same both ways, so a way is timed as a whole.
+    """
+    here, there = socket.socketpair()
+    poller = select.poll()
+    poller.register(there, select.POLLIN)
+    poll = poller.poll
+    with here, there:
+
+        def plain() -> None:
+            here.send(call)
+            there.recv(wire.RECEIVE)
+
+        def as_worker() -> None:
+            here.send(call)
+            poll()
+            there.recvmsg(wire.RECEIVE, 64)
+
+        return microseconds(plain), microseconds(as_worker)
+
+
+def of_the_worker(call: bytes) -> tuple[float, float, float]:
+    """Receiving a frame with its system calls, running its call, sending the outcome's frame."""
+    here, there = socket.socketpair()
+    link = Link(there)
+
+    def receive() -> None:
+        here.send(call)
+        link.receive()
+
+    with here, there:
+        receiving = microseconds(receive)
+    runner = worker._Runner(link, Setup("budget", spawn=False), None)  # private: what it costs
+    wireless: Any = Wireless()
+    wireless.sendall = wireless.send
+    link.channel = wireless
+    body = call[wire.HEADER_SIZE :]
+    sending = microseconds(lambda: link.send(b"thirteen bytes"))
+    return receiving, microseconds(lambda: runner.call(pickle.loads, body)) - sending, sending
+
+
+async def measure() -> list[tuple[str, float]]:
+    """The steps, in the order in which a call takes them, and the whole."""
+    manager = LeasedExecutorManager(max_pools=1, workers_per_pool=1)
+    await manager.start()
+    try:
+        async with manager.lease() as lease:
+            return await _steps(manager, lease)
+    finally:
+        await manager.stop(grace=0)
+
+
+async def _steps(manager: LeasedExecutorManager, lease: ExecutorLease) -> list[tuple[str, float]]:
+    timed = await timed_calls(
+        lambda: lease.run(jobs.tiny, 1), seconds=3.0, at_least=20, at_most=CALLS
+    )
+    whole = 1e6 * median(timed)
+    state = lease._state  # private: to reach the worker's end of the wire
+    (slot,) = state.slots
+    process: Any = slot.worker
+    calls: Any = manager._calls  # private: the steps of a call, one by one
+    encode, dispatcher = calls._encode, calls._dispatcher  # private: as above
+    home = asyncio.get_running_loop()
+
+    def account() -> None:
+        call = calls.new_call(home, jobs.tiny, (1,), {}, None)
+        dispatcher.begin_in(state, call)
+        dispatcher.call_ended(process, call, home, retiring=False)
+
+    def in_server() -> None:
+        process._eager = 0  # private: else the loop would get its turn
+        try:
+            lease.run(jobs.tiny, 1).send(None)
+        except StopIteration:
+            return
+        raise AssertionError("the call had to wait")
+
+    sent = encode(jobs.tiny, (1,), {})
+    encoding = microseconds(lambda: encode(jobs.tiny, (1,), {}))
+    accounting = microseconds(account) - encoding
+    ends = process._send, process._receive  # private: put back below
+    wireless = Wireless(wire.frame(wire.RESULT, pickle.dumps(1, 5)))
+    process._send, process._receive = wireless.send, wireless.recv
+    server = microseconds(in_server)
+    process._send, process._receive = ends
+    server_calls, worker_calls = system_calls(sent)
+    receiving, running, sending = of_the_worker(sent)
+    steps = [
+        ("server: look the function up, pickle the arguments", encoding),
+        ("server: make the call, give it a worker, take it back, count", accounting),
+        ("server: coroutine, frames, unpickle the result", server - encoding - accounting),
+        ("server: `send` and `recv`", server_calls),
+        ("worker: `poll`, `recvmsg` and `send`", worker_calls),
+        ("worker: frames", receiving - worker_calls + sending),
+        ("worker: unpickle, run in a fresh context, pickle", running),
+    ]
+    rest = whole - sum(taken for _, taken in steps)
+    return [*steps, ("two switches between the processes, and cold caches", rest), ("all", whole)]
+
+
+def main() -> None:
+    """Print the table."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    bare = one_socket(Effort())["p50"]
+    steps = [
+        *asyncio.run(measure()),
+        ("a forked child that blocks on a socket, for comparison", bare),
+    ]
+    print("| step | µs |\n|---|---|")
+    print("\n".join(f"| {name} | {taken:.1f} |" for name, taken in steps))
+
+
+if __name__ == "__main__":
+    main()
