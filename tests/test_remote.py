@@ -195,7 +195,7 @@ def test_what_an_event_loop_would_not_survive_arrives_as_remote_error(
         (jobs.rebuild_exits, "it cannot be rebuilt from its pickle (SystemExit: 3)"),
         (
             jobs.rebuilds_as_text,
-            "its __reduce__ gives an object of type str, which is no exception",
+            "its __reduce__ gives a str, which is no exception",
         ),
         (jobs.rebuilt_in_worker_only, "it cannot be rebuilt from its pickle (SystemExit: not her"),
         (jobs.rebuilt_as_exit_in_parent, "raising it here would end"),
