@@ -248,10 +248,7 @@ class _Encoder:
         except BaseException as error:
             return None, _cannot_be_rebuilt(error)
         if not isinstance(copy, BaseException):
-            return (
-                None,
-                f"its __reduce__ gives an object of type {type_name(copy)}, which is no exception",
-            )
+            return None, f"its __reduce__ gives a {type_name(copy)}, which is no exception"
         if position == 0 and not _may_be_raised(type(copy)):
             return None, _NOT_RAISABLE
         self._bytes_left -= len(pickled)
