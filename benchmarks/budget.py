@@ -67,7 +67,7 @@ def system_calls(call: bytes) -> tuple[float, float]:
         def as_worker() -> None:
             here.send(call)
             poll()
-            there.recvmsg(wire.RECEIVE, 64)
+            there.recv(wire.RECEIVE)
 
         return microseconds(plain), microseconds(as_worker)
 
@@ -143,7 +143,7 @@ async def _steps(manager: LeasedExecutorManager, lease: ExecutorLease) -> list[t
         ("server: make the call, give it a worker, take it back, count", accounting),
         ("server: coroutine, frames, unpickle the result", server - encoding - accounting),
         ("server: `send` and `recv`", server_calls),
-        ("worker: `poll`, `recvmsg` and `send`", worker_calls),
+        ("worker: `poll`, `recv` and `send`", worker_calls),
         ("worker: frames", receiving - worker_calls + sending),
         ("worker: unpickle, run in a fresh context, pickle", running),
     ]

@@ -30,11 +30,11 @@ def are_open(numbers: list[int]) -> bool:
 
 def descriptors_left(count: int | None) -> int:
     """Let this worker open ``count`` more descriptors, or as many as ever; return its pid."""
-    listed = list(Path("/proc/self/fd").iterdir())
-    used = {int(entry.name) for entry in listed if entry.exists()}  # not that of the listing
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard
     if count is not None:
+        listed = list(Path("/proc/self/fd").iterdir())
+        used = {int(entry.name) for entry in listed if entry.exists()}  # not that of the listing
         limit = [number for number in range(256) if number not in used][count]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     return os.getpid()

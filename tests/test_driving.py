@@ -64,7 +64,7 @@ def test_a_worker_that_dies_waiting_for_memory_for_its_result_runs_the_call_once
     tmp_path: Path, loop_runner: LoopRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The offer is left unread, as a call is that was never received."""
-    offer = Outbox.offer
+    offer = Outbox.offer_results
 
     def offer_to_a_dead_one(outbox: Outbox, size: int) -> None:
         (worker,) = worker_pids()
@@ -73,7 +73,7 @@ def test_a_worker_that_dies_waiting_for_memory_for_its_result_runs_the_call_once
         offer(outbox, size)
         os.kill(worker, signal.SIGKILL)
 
-    monkeypatch.setattr(Outbox, "offer", offer_to_a_dead_one)
+    monkeypatch.setattr(Outbox, "offer_results", offer_to_a_dead_one)
     mark = tmp_path / "mark"
     with running() as manager:
         with pytest.raises(WorkerCrashedError, match="was killed by SIGKILL"):

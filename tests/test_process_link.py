@@ -39,8 +39,13 @@ SPOKEN_TO = """
     payload = dump({"data": bytes(300_000)}, pieces=False)
     arguments = Segment.create(payload.size)
     arguments.write(payload)
-    say(wire.CALL_SHARED, arguments.size.to_bytes(8, "little") + payload.layout(), arguments)
-    assert len(link.read_arguments(link.receive()[1])["data"]) == 300_000
+    size = arguments.size.to_bytes(8, "little")
+    say(wire.CALL_SHARED, size + payload.layout())
+    kind, body = link.receive()
+    assert kind == wire.CALL_SHARED
+    say(wire.OFFER, size, arguments)
+    assert len(link.read_arguments(body)["data"]) == 300_000
+    assert hear() == (wire.FETCH, b"")
     assert not link.arguments_kept()
     arguments.close()
     assert mapped() == 1

@@ -42,6 +42,7 @@ HANG_UP_SECONDS = 0.5  # how long a worker may live on after closing its socket
 EAGER_CALLS = 32
 # After so many attempts in vain only one call in as many makes another: each is a system call.
 EAGER_MISSES = 8
+_REQUESTS = frozenset({wire.NEED, wire.FETCH})
 _OUTCOMES = frozenset({wire.RESULT, wire.ERROR, wire.RESULT_PARTS, wire.RESULT_SHARED})
 
 
@@ -382,9 +383,9 @@ class ProcessWorker(Worker):
         if self.offence:
             return  # it is being killed, and what it says is not to be trusted
         plain = kind & wire.PLAIN
-        if call is not None and kind == wire.NEED:
+        if call is not None and kind in _REQUESTS:
             self._call_taken = True
-            self._offer(body)
+            self._offer(kind, body)
             return
         if call is None or call.home is not home or plain not in _OUTCOMES:
             self._interfered()
@@ -424,14 +425,21 @@ class ProcessWorker(Worker):
         self.offence = "something wrote into its connection to this process"
         self.end()
 
-    def _offer(self, body: bytes | bytearray) -> None:
-        """The worker asks for shared memory for a result: for so many bytes."""
+    def _offer(self, kind: int, body: bytes | bytearray) -> None:
+        """The worker asks for the segment of its call, or for one for a result of so many bytes."""
         size = int.from_bytes(body[:8], "little")
-        if len(body) != 8 or not 0 < size <= self._backend.max_shared_bytes:
+        if kind == wire.FETCH:
+            valid = not body and self._outbox.has_arguments
+        else:
+            valid = len(body) == 8 and 0 < size <= self._backend.max_shared_bytes
+        if not valid:
             self._interfered()
             return
         try:
-            self._outbox.offer(size)
+            if kind == wire.FETCH:
+                self._outbox.offer_arguments()
+            else:
+                self._outbox.offer_results(size)
         except OSError:
             self._unsent.clear()  # the reader finds out what happened
         if self._unsent:

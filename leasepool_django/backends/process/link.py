@@ -60,6 +60,7 @@ class Link:
         poller = select.poll()
         poller.register(channel, select.POLLIN)
         self._wait = poller.poll
+        self._receive = channel.recv
         self._frames: deque[tuple[int, bytes | bytearray]] = deque()
         self._fds: list[int] = []  # received, and not yet claimed by a frame
         self._arguments: Segment | None = None
@@ -98,27 +99,35 @@ class Link:
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def receive(self) -> tuple[int, bytes | bytearray] | None:
-        """Wait for the next frame; ``None`` at the end of the socket."""
+    def receive(self, *, offered: bool = False) -> tuple[int, bytes | bytearray] | None:
+        """Wait for the next frame; ``None`` at the end of the socket.
+
+        ``offered``: a descriptor may come with it.
+        """
         reader = self._reader
         while not self._frames:
             if reader.wanted is not None:
                 return reader.receive_rest(self.channel)
-            # One who sleeps in recvmsg is also woken whenever the other end has read, for there is
+            # One who sleeps in recv is also woken whenever the other end has read, for there is
             # room to send again then; a switch of processes for each call, and for nothing.
             self._wait()
-            data, ancillary, _, _ = self.channel.recvmsg(wire.RECEIVE, 64, _CLOSE_ON_EXEC)
+            # recvmsg takes a microsecond more.
+            data = self._receive_offered() if offered else self._receive(wire.RECEIVE)
             if not data:
                 return None
-            for _, kind, rights in ancillary:
-                if kind == socket.SCM_RIGHTS:
-                    self._fds += memoryview(rights[: len(rights) // 4 * 4]).cast("i").tolist()
             if not reader.rest and len(data) >= wire.HEADER_SIZE:
                 (head,) = wire.unpack_from(data)
                 if len(data) == wire.HEADER_SIZE + (head >> 8):
                     return head & wire.LARGEST_KIND, data[wire.HEADER_SIZE :]
             self._frames.extend(reader.feed(data))
         return self._frames.popleft()
+
+    def _receive_offered(self) -> bytes:
+        data, ancillary, _, _ = self.channel.recvmsg(wire.RECEIVE, 64, _CLOSE_ON_EXEC)
+        for _, kind, rights in ancillary:
+            if kind == socket.SCM_RIGHTS:
+                self._fds += memoryview(rights[: len(rights) // 4 * 4]).cast("i").tolist()
+        return data
 
     def read_arguments(self, body: bytes | bytearray) -> Any:
         """Unpickle a call from shared memory; what is large in it refers to the segment.
@@ -129,15 +138,18 @@ class Link:
         size = int.from_bytes(body[:8], "little")
         if size:
             self._drop_arguments()
-            self._arguments = self._received_segment(size)
+            self.send(wire.frame(wire.FETCH, b""))
+            self._arguments = self._offered_segment()
         if self._arguments is None:
             raise OSError(
                 errno.ENOMEM, "no descriptor or no memory was free for the argument's shared memory"
             )
         return self._arguments.read(memoryview(body)[8:])
 
-    def _received_segment(self, size: int) -> Segment | None:
-        if not self._fds:
+    def _offered_segment(self) -> Segment | None:
+        """Wait for what was asked for; ``None`` if there is none, or it cannot be mapped."""
+        size = self._offered()
+        if not size or not self._fds:
             return None  # the kernel drops a descriptor that a process has no number left for
         fd = self._fds.pop(0)
         try:
@@ -184,8 +196,7 @@ class Link:
         if self._results is None or self._results_seen or self._results.size < payload.size:
             self._drop_results()
             self.send(wire.frame(wire.NEED, payload.size.to_bytes(8, "little")))
-            size = self._offered()
-            self._results = self._received_segment(size) if size else None
+            self._results = self._offered_segment()
             if self._results is None:
                 return False
         try:
@@ -195,7 +206,7 @@ class Link:
         return True
 
     def _offered(self) -> int:
-        while (frame := self.receive()) is not None:
+        while (frame := self.receive(offered=True)) is not None:
             kind, body = frame
             if kind == wire.OFFER:
                 return int.from_bytes(body, "little")

@@ -43,7 +43,9 @@ class Outbox:
         self._arguments: Segment | None = None  # what calls are written to
         self._channel = channel
         self._max_shared_bytes = max_shared_bytes
-        self._descriptor: int | None = None  # goes along with the first byte
+        # Goes along with the first byte, and only when the worker has asked: to look for one with
+        # each call would take it a microsecond.
+        self._descriptor: int | None = None
 
     def put(self, payload: bytes | Payload, *, in_thread: bool) -> None:
         """Make ``payload`` what is sent next: through shared memory if it is large enough.
@@ -123,7 +125,6 @@ class Outbox:
         if segment is not self._arguments:
             self.give_up_arguments()
             self._arguments = segment
-            self._descriptor = segment.fd
             size = segment.size
         where = size.to_bytes(8, "little") + payload.layout()
         self._append([wire.frame(wire.CALL_SHARED, where)])
@@ -134,18 +135,29 @@ class Outbox:
             if view.nbytes:
                 self.unsent.append(view)
 
-    def offer(self, size: int) -> None:
+    @property
+    def has_arguments(self) -> bool:
+        """Whether there is a segment that calls are written to."""
+        return self._arguments is not None
+
+    def offer_arguments(self) -> None:
+        """Give the worker the segment that its call was written to."""
+        self._offer(self._arguments)
+
+    def offer_results(self, size: int) -> None:
         """Give the worker a segment for a result of ``size`` bytes, or word that there is none."""
         self._give_up_results()
-        granted = 0
         try:
             self.results = Segment.create(size)
         except OSError:
             pass  # no memory or no descriptor left: the socket carries it
-        else:
-            granted = self.results.size
-            self._descriptor = self.results.fd
-        self.unsent.append(memoryview(wire.frame(wire.OFFER, granted.to_bytes(8, "little"))))
+        self._offer(self.results)
+
+    def _offer(self, segment: Segment | None) -> None:
+        size = 0
+        if segment is not None:
+            size, self._descriptor = segment.size, segment.fd
+        self.unsent.append(memoryview(wire.frame(wire.OFFER, size.to_bytes(8, "little"))))
         self.flush()
 
     def flush(self) -> None:

@@ -28,8 +28,8 @@ LARGEST_BODY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 # parent -> worker
 CALL = 1
 CALL_PARTS = 10  # with out-of-band buffers, see shared.Payload
-CALL_SHARED = 11  # the payload is in a segment; a new segment's descriptor comes along
-OFFER = 12  # a segment for the result, or (without a descriptor) none
+CALL_SHARED = 11  # the payload is in a segment, which the worker fetches if it is a new one
+OFFER = 12  # a segment, with its descriptor, or (of no bytes, without) none
 DROP = 13  # forget a segment, which the body names
 RESULTS = b"\x01"  # ... or an empty one: it is still in use here
 ARGUMENTS = b"\x02"  # it will not be written again
@@ -42,6 +42,7 @@ ERROR = 6
 RESULT_PARTS = 7
 RESULT_SHARED = 8
 NEED = 9  # a segment for a result of so many bytes: 8 bytes, little-endian
+FETCH = 15  # the segment of the call that was just read
 # Added to an outcome:
 RETIRING = 0x80  # the worker takes no further call and leaves
 KEPT = 0x40  # the function kept something that refers to the argument segment
@@ -63,7 +64,7 @@ GARBLED = 0
 _OUTCOMES = (RESULT, ERROR, RESULT_PARTS, RESULT_SHARED)
 _KINDS = frozenset(
     {CALL, CALL_PARTS, CALL_SHARED, OFFER, DROP}
-    | {READY, FAILED, LOG, RESULT, ERROR, RESULT_PARTS, RESULT_SHARED, NEED}
+    | {READY, FAILED, LOG, RESULT, ERROR, RESULT_PARTS, RESULT_SHARED, NEED, FETCH}
     | {PREPARE, START, KILL, PREPARED, STARTED, NOT_STARTED, EXITED, REMARK}
 )
 
