@@ -368,8 +368,11 @@ class Dispatcher:
                     lease.free.append(slot)
                     return None
                 following = lease.waiting.popleft()
-            elif lease is None and not slot.pool.closing and self.line.waiting:
+            elif lease is None and not slot.pool.closing:
                 waiting = self.line.waiting
+                if not waiting:
+                    slot.pool.idle.append(slot)
+                    return None
                 head = next(iter(waiting))
                 if isinstance(head, Call):
                     del waiting[head]
