@@ -1,8 +1,10 @@
-"""``python -m benchmarks.budget``: where the time of one tiny call goes, as a Markdown table.
+"""``python -m benchmarks.budget``: where the time of a call goes, as Markdown tables.
 
-Each step is timed by itself, warm, the best of several repetitions; what the whole call takes
-beyond them is the last line: the switches between the processes, and that each finds its caches as
-the other has left them.
+First of a tiny one. Each step is timed by itself, warm, the best of several repetitions; what the
+whole call takes beyond them is the last line: the switches between the processes, and that each
+finds its caches as the other has left them. Then what large payloads cost the thread, or the event
+loop, that sends and receives them, again when everything is warm; and from which size on shared
+memory is the quicker way.
 """
 
 from __future__ import annotations
@@ -10,23 +12,28 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import random
 import select
 import socket
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from timeit import repeat
 from typing import Any
 
 from leasepool_django import ExecutorLease, LeasedExecutorManager
 from leasepool_django.backends.process import wire, worker
+from leasepool_django.backends.process.encoding import Encoder
 from leasepool_django.backends.process.link import Link
 from leasepool_django.backends.process.preparation import Setup
+from leasepool_django.backends.process.shared import THRESHOLD, Payload, Segment
 
 from . import jobs
 from .floors import one_socket
 from .measuring import Effort, timed_calls
 
 CALLS = 20_000
+SIZE = 16_000_000  # bytes of a large payload
 
 
 def microseconds(step: Callable[[], object]) -> float:
@@ -151,8 +158,60 @@ async def _steps(manager: LeasedExecutorManager, lease: ExecutorLease) -> list[t
     return [*steps, ("two switches between the processes, and cold caches", rest), ("all", whole)]
 
 
+def a_megabyte() -> list[tuple[str, float, float]]:
+    """What is sent, and the milliseconds to send and to receive each megabyte of it."""
+    import numpy as np
+
+    chance = random.Random(1)
+    kinds = {
+        "`bytes`": bytes(SIZE),
+        "`bytearray`": bytearray(SIZE),
+        "a NumPy array": np.ones(SIZE // 8),
+        "a list of `float`": [chance.random() for _ in range(SIZE // 9)],
+        "a list of `dict`": [{"id": chance.random(), "name": "x"} for _ in range(SIZE // 40)],
+    }
+    encode = Encoder(None, ()).encode
+    rows = []
+    for name, value in kinds.items():
+        payload = encode(len, (value,), {})
+        assert isinstance(payload, Payload)
+        layout = memoryview(payload.layout())
+        segment = Segment.create(payload.size)
+
+        def send(segment: Segment = segment, value: object = value) -> None:
+            payload = encode(len, (value,), {})
+            assert isinstance(payload, Payload)
+            segment.write(payload)
+
+        sent = repeat(send, number=1, repeat=5)
+        received = repeat(partial(segment.read, layout), number=1, repeat=5)
+        megabytes = payload.size / 1e6
+        rows.append((name, 1e3 * min(sent) / megabytes, 1e3 * min(received) / megabytes))
+    return rows
+
+
+def both_ways() -> list[tuple[str, float, float]]:
+    """A payload's size, and microseconds to send it there and back: over the socket, in memory."""
+    rows = []
+    for size in (THRESHOLD, 2 * THRESHOLD, 4 * THRESHOLD, 16 * THRESHOLD):
+        value = bytes(size)
+        taken = []
+        for shared in (0, 16 * size):
+            manager = LeasedExecutorManager(
+                max_pools=1, workers_per_pool=1, max_shared_bytes=shared
+            )
+            manager.start_sync()
+            try:
+                run = partial(manager.run_sync, jobs.echo, value)
+                taken.append(1e6 * median(repeat(run, number=1, repeat=2_000)))
+            finally:
+                manager.stop_sync(grace=0)
+        rows.append((f"{size // 1024} KB", taken[0], taken[1]))
+    return rows
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     bare = one_socket(Effort())["p50"]
     steps = [
@@ -161,6 +220,14 @@ def main() -> None:
     ]
     print("| step | µs |\n|---|---|")
     print("\n".join(f"| {name} | {taken:.1f} |" for name, taken in steps))
+    print("\n| a megabyte of | sending (ms) | receiving (ms) |\n|---|---|---|")
+    print("\n".join(f"| {name} | {out:.2f} | {back:.2f} |" for name, out, back in a_megabyte()))
+    print("\n| there and back | socket (µs) | shared memory (µs) |\n|---|---|---|")
+    print(
+        "\n".join(
+            f"| {size} | {socket_:.0f} | {memory:.0f} |" for size, socket_, memory in both_ways()
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -42,16 +42,19 @@ class Verdict:
     ratio: Spread | None
     versus: tuple[str, ...] = ()
     missing: tuple[int, ...] = ()
+    unrivalled: bool = False  # peers were measured, and in no round one that did enough of the work
 
     @property
     def reached(self) -> bool:
         """Whether the median reaches the goal, and every round gave a figure of this package."""
-        return not self.missing and self.ratio is not None and self.goal.reached(self.ratio.middle)
+        if self.missing:
+            return False
+        return self.unrivalled if self.ratio is None else self.goal.reached(self.ratio.middle)
 
     @property
     def judged(self) -> bool:
         """Whether it can be said; not where only what the goal compares with is missing."""
-        return bool(self.missing) or self.ratio is not None
+        return bool(self.missing) or self.ratio is not None or self.unrivalled
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def _judge(goal: Goal, loop: str, cells: Sequence[Cell]) -> Verdict:
     ratios = []
     missing = []
     versus = set()
+    outdone = False
     mine = [cell for cell in cells if cell.group == goal.group]
     for number in sorted({cell.round for cell in mine}):
         here = {(c.contender, c.loop): c.figures for c in mine if c.round == number}
@@ -126,12 +130,16 @@ def _judge(goal: Goal, loop: str, cells: Sequence[Cell]) -> Verdict:
         elif (key := _reference(goal, loop, here)) is not None:
             versus.add(key[0])
             ratios.append(ours / here[key][goal.metric])
+        elif goal.among is not None:
+            peers = load(goal.group).peers
+            outdone = outdone or any(goal.metric in here.get((name, loop), {}) for name in peers)
     return Verdict(
         goal,
         loop,
         Spread.of(ratios) if ratios else None,
         tuple(sorted(versus)),
         tuple(missing),
+        outdone and not ratios,
     )
 
 

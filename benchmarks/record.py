@@ -80,8 +80,9 @@ def read() -> dict[str, Record]:
 
 def _machine() -> str:
     cores = len(os.sched_getaffinity(0))
+    kernel = ".".join(platform.release().split(".")[:2])
     return (
-        f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()} on {platform.system()} {kernel} {platform.machine()}, "
         f"{cores} cores{_model()}"
     )
 

@@ -51,7 +51,10 @@ def summary(found: Sequence[Verdict]) -> list[str]:
 
 
 def _measured(verdict: Verdict) -> str:
-    said = "not measured" if verdict.ratio is None else _text(verdict.ratio)
+    if verdict.ratio is not None:
+        said = _text(verdict.ratio)
+    else:
+        said = "no peer does as much of the work" if verdict.unrivalled else "not measured"
     return f"{said}; no figure in {_rounds(verdict.missing)}" if verdict.missing else said
 
 

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
 
-def mark_and_return(path: Path, size: int) -> bytes:
+def mark_and_return(path: Path, size: int | bytes) -> bytes:
     """Add a line to ``path``, and return so much that it needs shared memory."""
     with path.open("a") as file:
         file.write("run\n")
     return bytes(size)
+
+
+def raise_at(number: int) -> None:
+    """Leave a handler behind that raises when the signal ``number`` comes."""
+
+    def raise_(signum: int, frame: object) -> None:
+        raise RuntimeError("by the handler")
+
+    signal.signal(number, raise_)
 
 
 def length_later(*values: Any) -> int:

@@ -93,6 +93,11 @@ def echo(value: Any) -> Any:
     return value
 
 
+def doubled(array: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return an array of its own, of the same size."""
+    return array * 2
+
+
 def keep(array: NDArray[np.float64]) -> float:
     """Keep a reference to the argument beyond the call."""
     kept.append(array)
@@ -102,6 +107,24 @@ def keep(array: NDArray[np.float64]) -> float:
 def sums_of_kept() -> list[float]:
     """Sum what was kept, as it is now."""
     return [float(array.sum()) for array in kept]
+
+
+_tables: list[Any] = []
+
+
+def keep_table(table: Any) -> None:
+    """Keep a table of pandas or PyArrow beyond the call."""
+    _tables.append(table)
+
+
+def first_values() -> list[float]:
+    """The first number of each table that was kept, as it is now."""
+    return [first_value(table) for table in _tables]
+
+
+def first_value(table: Any) -> float:
+    """The first number of a table's column ``value``."""
+    return float(table["value"].to_numpy()[0])
 
 
 def fill(length: int, value: float) -> NDArray[np.float64]:
@@ -133,6 +156,14 @@ def is_aligned(array: NDArray[np.float64]) -> bool:
 def shared_memory_in_use() -> int:
     """Count this process's mappings of shared memory segments."""
     return Path("/proc/self/maps").read_text().count("memfd:leasepool")
+
+
+def shared_bytes() -> int:
+    """How much memory the segments take that this process has open."""
+    mapped = segments()
+    opened = [entry.stat() for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
+    sizes = {found.st_ino: found.st_blocks * 512 for found in opened}
+    return sum(size for inode, size in sizes.items() if str(inode) in mapped)
 
 
 def no_memory_left(*_: Any) -> None:

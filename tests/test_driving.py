@@ -32,6 +32,8 @@ from tests.process_pools import (
 from tests.process_table import state, worker_pids
 from tests.waiting import async_wait_until, wait_until
 
+LARGE = bytes(1_000_000)
+
 each_caller = pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
 
 
@@ -81,6 +83,87 @@ def test_a_worker_that_dies_waiting_for_memory_for_its_result_runs_the_call_once
         with pytest.raises(WorkerCrashedError, match="was killed by SIGKILL"):
             manager.run_sync(fault_jobs.mark_and_return, mark, 1 << 20)
         assert len(mark.read_text().splitlines()) == 2
+        assert_full_capacity(manager, tmp_path)
+
+
+@each_caller
+def test_a_worker_that_dies_waiting_for_its_argument_begins_no_call_twice(
+    caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has said that it has the call, so nobody knows that it has not begun."""
+    offer = Outbox.offer_arguments
+
+    def offer_to_a_dead_one(outbox: Outbox) -> None:
+        (worker,) = worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        wait_until(lambda: state(worker) == "T")
+        offer(outbox)
+        os.kill(worker, signal.SIGKILL)
+
+    mark = tmp_path / "mark"
+    with running() as manager:
+        with monkeypatch.context() as patched:
+            patched.setattr(Outbox, "offer_arguments", offer_to_a_dead_one)
+            error = caller.outcome(manager, fault_jobs.mark_and_return, mark, LARGE)
+        assert type(error) is WorkerCrashedError
+        assert "was killed by SIGKILL" in str(error)
+        assert not mark.exists()
+        assert_full_capacity(manager, tmp_path)
+
+
+@each_caller
+def test_an_argument_that_cannot_be_given_to_a_worker_that_lives_costs_its_call_alone(
+    caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when too many descriptors of one user's are on their way. Nobody waits for ever."""
+
+    def refuse(outbox: Outbox) -> None:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    with running() as manager:
+        with monkeypatch.context() as patched:
+            patched.setattr(Outbox, "offer_arguments", refuse)
+            error = caller.outcome(manager, len, LARGE)
+        assert type(error) is WorkerCrashedError
+        assert "the shared memory it had asked for could not be sent" in str(error)
+        assert os.strerror(errno.ETOOMANYREFS) in str(error)
+        assert_full_capacity(manager, tmp_path)
+
+
+@each_caller
+def test_a_handler_that_raises_while_an_argument_is_awaited_costs_no_other_call(
+    caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function has left it behind. The answer that is then left unread is nobody's."""
+    offer = Outbox.offer_arguments
+
+    def interrupt_and_offer(outbox: Outbox) -> None:
+        (worker,) = worker_pids()
+        wait_until(lambda: state(worker) == "S")
+        os.kill(worker, signal.SIGUSR1)
+        wait_until(lambda: state(worker) in {"Z", ""})
+        offer(outbox)
+
+    with running() as manager:
+        manager.run_sync(fault_jobs.raise_at, signal.SIGUSR1)
+        with monkeypatch.context() as patched:
+            patched.setattr(Outbox, "offer_arguments", interrupt_and_offer)
+            error = caller.outcome(manager, len, LARGE)
+        assert type(error) is WorkerCrashedError
+        assert manager.run_sync(len, LARGE) == len(LARGE)
+        assert_full_capacity(manager, tmp_path)
+
+
+@each_caller
+@pytest.mark.parametrize("body", [b"", b"more"])
+def test_a_forged_request_for_an_argument_costs_the_worker_alone(
+    caller: Caller, body: bytes, tmp_path: Path
+) -> None:
+    """The call has not come by shared memory."""
+    with running() as manager:
+        error = caller.outcome(manager, fault_jobs.forge, wire.frame(wire.FETCH, body))
+        assert type(error) is WorkerCrashedError
+        assert "something wrote into its connection" in str(error)
         assert_full_capacity(manager, tmp_path)
 
 

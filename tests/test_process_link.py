@@ -44,8 +44,9 @@ SPOKEN_TO = """
     kind, body = link.receive()
     assert kind == wire.CALL_SHARED
     say(wire.OFFER, size, arguments)
-    assert len(link.read_arguments(body)["data"]) == 300_000
+    link.fetch_arguments(body)
     assert hear() == (wire.FETCH, b"")
+    assert len(link.read_arguments(body)["data"]) == 300_000
     assert not link.arguments_kept()
     arguments.close()
     assert mapped() == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -220,6 +222,30 @@ def test_handlers_configured_in_the_worker_are_removed_unless_asked_for(
         assert manager.run_sync(jobs.handlers, "tests.own") == [*kept, "ForwardHandler"]
         manager.run_sync(jobs.log, "once", logger="tests.own")
     assert collected.texts == ["once"]
+
+
+FORK_SERVER = """
+import logging, sys
+from leasepool_django.backends.process.records import forward_logs
+logging.basicConfig(format="%(message)s")
+forward_logs(logging.INFO, clear=sys.argv[1] == "clear")
+logging.getLogger("preload").info("nothing")
+logging.getLogger("preload").warning("once")
+"""
+
+
+@pytest.mark.parametrize("handlers", ["clear", "keep"])
+def test_what_a_thread_of_the_fork_server_logs_is_shown_once(handlers: str) -> None:
+    """There is no worker yet whose connection it could take."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORK_SERVER, handlers],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    shown = ["once"] if handlers == "clear" else ["nothing", "once"]
+    assert done.stderr.splitlines() == shown
 
 
 # --- configuration ---------------------------------------------------------------------------

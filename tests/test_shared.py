@@ -158,17 +158,6 @@ def test_async_callers_share_memory_as_well() -> None:
     assert [item[0] for item in back] == list(range(20))
 
 
-def test_a_payload_beyond_the_cap_goes_over_the_socket() -> None:
-    """``max_shared_bytes`` bounds what a worker's segments may hold; 0 switches them off."""
-    for cap in (0, 200_000):
-        with manager(max_shared_bytes=cap) as managed:
-            values = np.arange(100_000, dtype=np.float64)
-            assert (managed.run_sync(jobs.echo, values) == values).all()
-            assert managed.run_sync(jobs.is_aligned, values)
-            assert managed.run_sync(jobs.shared_memory_in_use) == 0
-            assert mappings() == 0
-
-
 def test_without_memory_for_an_argument_the_socket_carries_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -440,8 +440,13 @@ class ProcessWorker(Worker):
                 self._outbox.offer_arguments()
             else:
                 self._outbox.offer_results(size)
-        except OSError:
-            self._unsent.clear()  # the reader finds out what happened
+        except OSError as error:
+            self._unsent.clear()
+            if not isinstance(error, (BrokenPipeError, ConnectionResetError)):
+                # It lives and waits: as when too many descriptors of this user's are on their way.
+                self.offence = f"the shared memory it had asked for could not be sent: {error}"
+                self.end()
+            # Else the reader finds out what happened.
         if self._unsent:
             self.offence = "it did not read what it had asked for"
             self.end()

@@ -129,17 +129,19 @@ class Link:
                 self._fds += memoryview(rights[: len(rights) // 4 * 4]).cast("i").tolist()
         return data
 
-    def read_arguments(self, body: bytes | bytearray) -> Any:
-        """Unpickle a call from shared memory; what is large in it refers to the segment.
-
-        ``OSError`` if there is no descriptor or no room to map it with.
-        """
-        self.segments_used = True  # also if not, so that the parent comes with another segment
-        size = int.from_bytes(body[:8], "little")
-        if size:
+    def fetch_arguments(self, body: bytes | bytearray) -> None:
+        """Have the segment of a call there, as far as that is possible."""
+        if any(body[:8]):  # its size: a new one
             self._drop_arguments()
             self.send(wire.frame(wire.FETCH, b""))
             self._arguments = self._offered_segment()
+
+    def read_arguments(self, body: bytes | bytearray) -> Any:
+        """Unpickle a call from shared memory; what is large in it refers to the segment.
+
+        ``OSError`` if there was no descriptor or no room to map it with.
+        """
+        self.segments_used = True  # also if not, so that the parent comes with another segment
         if self._arguments is None:
             raise OSError(
                 errno.ENOMEM, "no descriptor or no memory was free for the argument's shared memory"

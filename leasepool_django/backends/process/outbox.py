@@ -30,7 +30,7 @@ class Outbox:
     whether the last payload with buffers was large and had to go over the socket; ``unwritten``
     stands for a payload that is being written to shared memory, and of which nothing is sent yet;
     ``stale``, whether the segments have not been used for so long that the next call without need
-    of them is to ``trim`` them.
+    of them is to ``trim`` them. Both together never take more than ``max_shared_bytes``.
     """
 
     def __init__(self, channel: socket.socket, max_shared_bytes: int) -> None:
@@ -43,6 +43,7 @@ class Outbox:
         self._arguments: Segment | None = None  # what calls are written to
         self._channel = channel
         self._max_shared_bytes = max_shared_bytes
+        self._sharing = False  # whether the present call came by the segment
         # Goes along with the first byte, and only when the worker has asked: to look for one with
         # each call would take it a microsecond.
         self._descriptor: int | None = None
@@ -58,6 +59,7 @@ class Outbox:
             if self.results is not None and self.results.in_use:
                 self._give_up_results()
                 self.unsent.append(memoryview(_DROP_RESULTS))
+        self._sharing = False
         if not isinstance(payload, Payload):
             if self.stale:
                 self.trim()
@@ -108,8 +110,18 @@ class Outbox:
         """Give shared memory for ``payload``; ``None`` if the socket has to carry it."""
         if not THRESHOLD <= payload.size <= self._max_shared_bytes:
             return None
-        if self._arguments is not None and self._arguments.size >= payload.size:
-            return self._arguments
+        size = payload.size
+        reused = self._arguments
+        if reused is not None and reused.size >= size:
+            size = max(size, reused.reserved)
+        else:
+            reused = None
+        if self.results is not None and size + self.results.size > self._max_shared_bytes:
+            # Nothing here refers to it by now.
+            self._give_up_results()
+            self.unsent.append(memoryview(_DROP_RESULTS))
+        if reused is not None:
+            return reused
         try:
             return Segment.create(payload.size)
         except OSError:
@@ -126,6 +138,7 @@ class Outbox:
             self.give_up_arguments()
             self._arguments = segment
             size = segment.size
+        self._sharing = True
         where = size.to_bytes(8, "little") + payload.layout()
         self._append([wire.frame(wire.CALL_SHARED, where)])
 
@@ -147,10 +160,18 @@ class Outbox:
     def offer_results(self, size: int) -> None:
         """Give the worker a segment for a result of ``size`` bytes, or word that there is none."""
         self._give_up_results()
-        try:
-            self.results = Segment.create(size)
-        except OSError:
-            pass  # no memory or no descriptor left: the socket carries it
+        room = self._max_shared_bytes
+        if self._arguments is not None:
+            if self._arguments.reserved + size > room and not self._sharing:
+                self.give_up_arguments()
+                self.unsent.append(memoryview(_DROP_ARGUMENTS))
+            else:
+                room -= self._arguments.reserved
+        if size <= room:
+            try:
+                self.results = Segment.create(size, at_most=room)
+            except OSError:
+                pass  # no memory or no descriptor left: the socket carries it
         self._offer(self.results)
 
     def _offer(self, segment: Segment | None) -> None:

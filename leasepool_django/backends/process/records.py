@@ -33,15 +33,18 @@ class ForwardHandler(logging.Handler):
     """Puts each record on the wire, ahead of the outcome of the call that logged it.
 
     ``link`` is set in each worker. In the fork server, where only a thread that a preload module
-    has started could log, records go where they do when nothing is configured.
+    has started could log, records go where those go for which no handler is configured; unless
+    there are others, and this is not the ``only`` one.
     """
 
     link: Link | None = None
+    only = True
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.link is None:
-            if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
-                logging.lastResort.handle(record)
+            last = logging.lastResort
+            if self.only and last is not None and record.levelno >= last.level:
+                last.handle(record)
             return
         if os.getpid() != self.link.pid:
             return  # a child of the user's making has no line to the parent
@@ -61,6 +64,7 @@ def forward_logs(level: int, *, clear: bool) -> None:
 
     Once, before workers are forked: to go through the loggers takes as long as a tenth of a start.
     """
+    forwarding.only = clear
     root = logging.getLogger()
     loggers = [logging.getLogger(name) for name in list(root.manager.loggerDict)]
     for logger in loggers:

@@ -139,6 +139,7 @@ def load_parts(body: Buffer) -> Any:
 class Segment:
     """A piece of shared memory. ``fd`` is open until ``close``; the size never changes.
 
+    ``reserved``: bytes that have memory, as far as this process has written them.
     ``OSError`` if it cannot be mapped; ``fd`` is then still the caller's to close.
     """
 
@@ -146,12 +147,16 @@ class Segment:
         self.fd = fd
         self.size = size
         self._map: mmap.mmap | None = mmap.mmap(fd, size)
-        self._reserved = 0
+        self.reserved = 0
 
     @classmethod
-    def create(cls, size: int) -> Segment:
-        """Make a segment of at least ``size`` bytes; ``OSError`` when there is no memory."""
-        size = max(_SMALLEST, 1 << (size - 1).bit_length())
+    def create(cls, size: int, at_most: int | None = None) -> Segment:
+        """Make a segment of at least ``size`` bytes, and no more than ``at_most``.
+
+        ``OSError`` when there is no memory.
+        """
+        room = max(_SMALLEST, 1 << (size - 1).bit_length())
+        size = room if at_most is None else max(size, min(room, at_most))
         fd = os.memfd_create("leasepool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size)
@@ -169,9 +174,9 @@ class Segment:
         if in_thread:
             self._write_file(payload)
             return
-        if payload.size > self._reserved:
-            os.posix_fallocate(self.fd, self._reserved, payload.size - self._reserved)
-            self._reserved = payload.size
+        if payload.size > self.reserved:
+            os.posix_fallocate(self.fd, self.reserved, payload.size - self.reserved)
+            self.reserved = payload.size
         assert self._map is not None
         start = 0
         with memoryview(self._map) as memory:
@@ -196,9 +201,9 @@ class Segment:
                 for first in range(0, len(view), size):
                     piece = view[first : first + size]
                     end = start + len(piece)
-                    if end > self._reserved:
-                        os.posix_fallocate(self.fd, self._reserved, end - self._reserved)
-                        self._reserved = end
+                    if end > self.reserved:
+                        os.posix_fallocate(self.fd, self.reserved, end - self.reserved)
+                        self.reserved = end
                     memory[start:end] = piece
                     start = end
                     if len(piece) == size:
@@ -215,6 +220,7 @@ class Segment:
                 written = os.pwrite(self.fd, rest, start)
                 rest = rest[written:]
                 start += written
+                self.reserved = max(self.reserved, start)
 
     def read(self, layout: Buffer) -> Any:
         """Unpickle the payload that was written; large values in it refer to the segment."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import signal
 import sys
@@ -40,7 +41,8 @@ LINUX = sys.platform.startswith("linux")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _MADV_WIPEONFORK = 18
-# sched_setattr(2) by machine; the C library has a function for it only since glibc 2.41.
+# sched_setattr(2) by machine, of 64 bits; few C libraries have a function for it.
+_SCHED_FLAG_KEEP_POLICY = 8
 _SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "ppc64le": 355, "s390x": 345}
 
 
@@ -72,15 +74,21 @@ def ask_for_time_slice(seconds: float) -> None:
     waits until the one that runs has had its slice, of some milliseconds. A kernel or sandbox that
     refuses leaves the slice as it is.
     """
-    number = _SYS_SCHED_SETATTR.get(os.uname().machine)
-    if not LINUX or number is None:
+    system = os.uname()
+    number = _SYS_SCHED_SETATTR.get(system.machine) if sys.maxsize > 1 << 32 else None
+    if not LINUX or number is None or _version(system.release) < (6, 12):
         return
     import struct
 
-    policy, nice = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
     # struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
-    attributes = struct.pack("=IIQiIQQQ", 48, policy, 0, nice, 0, int(seconds * 1e9), 0, 0)
-    _libc().syscall(number, 0, attributes, 0)
+    values = (48, 0, _SCHED_FLAG_KEEP_POLICY, nice, 0, int(seconds * 1e9), 0, 0)
+    _libc().syscall(number, 0, struct.pack("=IIQiIQQQ", *values), 0)
+
+
+def _version(release: str) -> tuple[int, int]:
+    numbers = re.findall(r"\d+", release)[:2]
+    return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 else (0, 0)
 
 
 def open_standard_descriptors() -> None:

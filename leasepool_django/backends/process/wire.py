@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,11 @@ HEADER_SIZE = HEADER.size
 RECEIVE = 1 << 16  # bytes asked for at once; a larger body is received in place
 FIRST_PIECE = 1 << 24  # bytes of a body for which there is room before any has come
 # Nothing larger can be on its way.
-LARGEST_BODY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+LARGEST_BODY = (
+    os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if hasattr(os, "sysconf")
+    else sys.maxsize  # Windows, where options are read all the same
+)
 
 # parent -> worker
 CALL = 1

@@ -73,13 +73,13 @@ def run(channel: socket.socket, parent: int, setup: Setup, hooks: Any) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, live_on)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    link = Link(channel)
+    link = forwarding.link = Link(channel)
     try:
         if setup.spawn:
             watch()
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             hooks = prepare(setup)
-        _begin(link, setup, hooks)
+        _begin(setup, hooks)
     except BaseException:  # noqa: BLE001 - the parent shows it
         link.send(wire.message(wire.FAILED, traceback.format_exc()))
         return 1
@@ -96,7 +96,7 @@ def run(channel: socket.socket, parent: int, setup: Setup, hooks: Any) -> int:
         flush_streams()
 
 
-def _begin(link: Link, setup: Setup, hooks: Any) -> None:
+def _begin(setup: Setup, hooks: Any) -> None:
     # Line by line: what is printed before a kill must not be lost.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -113,7 +113,6 @@ def _begin(link: Link, setup: Setup, hooks: Any) -> None:
         ask_for_time_slice(TIME_SLICE)
     if hooks is not None and setup.tests is not None:
         hooks.follow_tests(setup.tests)
-    forwarding.link = link
     if setup.initializer is not None:
         initializer: Callable[..., Any]
         if isinstance(setup.initializer, bytes):
@@ -142,6 +141,9 @@ def _serve(link: Link, setup: Setup, hooks: Any) -> int:
             del frame, body
             leaving = call(_load_only_copy, bodies)
         elif kind == wire.CALL_SHARED:
+            # Not while the call runs: what is raised here, by a signal handler that a function has
+            # left behind, belongs to none, and leaves an answer unread.
+            link.fetch_arguments(body)
             leaving = call(link.read_arguments, body)
         elif kind == wire.DROP:
             link.drop(body)

@@ -1,0 +1,149 @@
+"""Shared memory where the system grants little of it, and when the server is killed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leasepool_django.backends.process import shared
+from tests import shared_jobs as jobs
+from tests.process_pools import run_program, running, start_program
+from tests.process_table import children, identify, wait_gone
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(not shared.AVAILABLE, reason="needs memfd_create (Linux)")
+
+
+def mappings() -> int:
+    """Count this process's mappings of segments, once nothing waits for the collector."""
+    gc.collect()
+    return jobs.shared_memory_in_use()
+
+
+def test_both_segments_of_a_worker_share_the_cap() -> None:
+    """The one that is not in use makes room; if both are, the socket carries the result."""
+    cap = 3_000_000
+    large, half = np.ones(250_000), np.ones(160_000)  # 2 MB, and 1.28 MB
+    with running(max_shared_bytes=cap) as manager:
+
+        def checked(segments: int) -> None:
+            assert 0 < manager.run_sync(jobs.shared_bytes) <= cap
+            assert manager.run_sync(jobs.shared_memory_in_use) == mappings() == segments
+
+        for _ in range(3):
+            assert manager.run_sync(jobs.doubled, large).sum() == 500_000
+            checked(1)
+            assert manager.run_sync(jobs.fill, 250_000, 2.0).sum() == 500_000
+            checked(1)
+            for _ in range(2):
+                assert manager.run_sync(jobs.doubled, half).sum() == 320_000
+                checked(2)
+
+
+def test_a_payload_beyond_the_cap_goes_over_the_socket() -> None:
+    """``max_shared_bytes`` bounds what a worker's segments hold; 0 switches them off."""
+    for cap in (0, 200_000):
+        with running(max_shared_bytes=cap) as manager:
+            values = np.arange(100_000, dtype=np.float64)
+            assert (manager.run_sync(jobs.echo, values) == values).all()
+            assert manager.run_sync(jobs.is_aligned, values)
+            assert manager.run_sync(jobs.shared_memory_in_use) == 0
+            assert mappings() == 0
+
+
+LIMITED = """
+    import resource, sys
+    from pathlib import Path
+    from leasepool_django import LeasedExecutorManager
+    from tests import shared_jobs as jobs
+
+    def room_for(size):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        return pages * resource.getpagesize() + size
+
+    if __name__ == "__main__":
+        value = bytes(200_000_000)
+        manager = LeasedExecutorManager(max_pools=1, workers_per_pool=1)
+        manager.start_sync()
+        kind, size = {
+            "files": (resource.RLIMIT_FSIZE, 1_000_000),
+            "memory": (resource.RLIMIT_AS, room_for(100_000_000)),
+        }[sys.argv[1]]
+        resource.setrlimit(kind, (size, resource.RLIM_INFINITY))
+        assert manager.run_sync(len, value) == len(value)
+        assert jobs.shared_memory_in_use() == 0
+        assert manager.run_sync(jobs.shared_memory_in_use) == 0
+        assert manager.run_sync(jobs.echo, value[:2_000_000]) == value[:2_000_000]
+        manager.stop_sync()
+        print("arrived")
+"""
+
+
+@pytest.mark.parametrize("limit", ["files", "memory"])
+def test_under_a_limit_of_the_server_the_socket_carries_what_is_too_large(
+    limit: str, tmp_path: Path
+) -> None:
+    """A real limit is an error that is dealt with, and no signal ends the server."""
+    ended = run_program(tmp_path, LIMITED, limit)
+    assert ended.stdout == "arrived\n", ended.stderr
+
+
+SHARING = """
+    import sys
+    from pathlib import Path
+    import numpy as np
+    from leasepool_django import LeasedExecutorManager
+    from tests import process_jobs, shared_jobs as jobs
+
+    if __name__ == "__main__":
+        folder = Path(sys.argv[1])
+        manager = LeasedExecutorManager(max_pools=1, workers_per_pool=1)
+        manager.start_sync()
+        kept = manager.run_sync(jobs.fill, 200_000, 1.0)
+        manager.run_sync(jobs.keep, np.ones(200_000))
+        again = manager.run_sync(jobs.echo, np.ones(200_000))
+        found = jobs.segments() | manager.run_sync(jobs.segments)
+        (folder / "new").write_text(" ".join(found))
+        (folder / "new").rename(folder / "segments")
+        manager.run_sync(process_jobs.spin, folder / "spinning")
+"""
+
+
+def holders(segments: set[str]) -> Iterator[Path]:
+    """The processes that have one of ``segments`` (inode numbers) mapped or open."""
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            mapped = {line.split()[4] for line in (process / "maps").read_text().splitlines()}
+            opened = {str(entry.stat().st_ino) for entry in (process / "fd").iterdir()}
+        except OSError:
+            continue  # gone meanwhile
+        if segments & (mapped | opened):
+            yield process
+
+
+def test_no_shared_memory_is_left_when_the_server_is_killed(tmp_path: Path) -> None:
+    """Neither what is in use for both directions, nor what function and caller have kept."""
+    listing = tmp_path / "segments"
+    with start_program(tmp_path, SHARING, tmp_path) as server:
+        try:
+            wait_until((tmp_path / "spinning").exists, timeout=30)
+            segments = set(listing.read_text().split())
+            assert len(segments) >= 4
+            processes = [
+                identify(pid)
+                for fork_server in children(server.pid)
+                for pid in [fork_server, *children(fork_server)]
+            ]
+            assert len(list(holders(segments))) == 2
+        finally:
+            os.kill(server.pid, signal.SIGKILL)
+        wait_gone(processes, timeout=10)
+    assert list(holders(segments)) == []
