@@ -42,11 +42,14 @@ class Verdict:
     ratio: Spread | None
     versus: tuple[str, ...] = ()
     missing: tuple[int, ...] = ()
-    unrivalled: bool = False  # peers were measured, and in no round one that did enough of the work
+    unrivalled: bool = False  # all peers were measured, and none ever did enough of the work
 
     @property
     def reached(self) -> bool:
-        """Whether the median reaches the goal, and every round gave a figure of this package."""
+        """Whether the median reaches the goal, and every round gave a figure of this package.
+
+        Or whether there is nobody to compare with, as no peer does as much of the work.
+        """
         if self.missing:
             return False
         return self.unrivalled if self.ratio is None else self.goal.reached(self.ratio.middle)
@@ -118,7 +121,7 @@ def _judge(goal: Goal, loop: str, cells: Sequence[Cell]) -> Verdict:
     ratios = []
     missing = []
     versus = set()
-    outdone = False
+    outdone = True  # every peer, in each round
     mine = [cell for cell in cells if cell.group == goal.group]
     for number in sorted({cell.round for cell in mine}):
         here = {(c.contender, c.loop): c.figures for c in mine if c.round == number}
@@ -132,14 +135,16 @@ def _judge(goal: Goal, loop: str, cells: Sequence[Cell]) -> Verdict:
             ratios.append(ours / here[key][goal.metric])
         elif goal.among is not None:
             peers = load(goal.group).peers
-            outdone = outdone or any(goal.metric in here.get((name, loop), {}) for name in peers)
+            outdone = outdone and all(goal.metric in here.get((name, loop), {}) for name in peers)
+        else:
+            outdone = False
     return Verdict(
         goal,
         loop,
         Spread.of(ratios) if ratios else None,
         tuple(sorted(versus)),
         tuple(missing),
-        outdone and not ratios,
+        outdone and not ratios and not missing,
     )
 
 

@@ -23,7 +23,8 @@ What this package costs beside what one would use instead, on the same work in t
 `make bench` measures and writes this page. Contenders take turns over several rounds, each in a
 process of its own; a figure is the median over the rounds, with the lowest and the highest behind
 it; a ratio is taken within each round. A goal is reached when the median reaches it and every round
-gave a figure of this package. Every contender is set up as its own documentation shows it, with the
+gave a figure of this package; one that compares with peers that do as much of the work is reached,
+too, where none does. Every contender is set up as its own documentation shows it, with the
 number of workers that the group names. Nothing is set that a user would not get by default. On a
 shared machine single figures are noisy; look at the ratios.
 """

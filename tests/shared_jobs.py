@@ -83,9 +83,14 @@ def fork_and_fill(length: int, value: float) -> tuple[NDArray[np.float64], set[s
 
 
 def segments() -> set[str]:
-    """The files of the segments that are mapped here, by number."""
+    """The files of the segments that are mapped here, as device/number."""
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return {line.split()[4] for line in lines if "memfd:leasepool" in line}
+    return {"/".join(line.split()[3:5]) for line in lines if "memfd:leasepool" in line}
+
+
+def file_of(found: os.stat_result) -> str:
+    """The same for an open file."""
+    return f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}/{found.st_ino}"
 
 
 def echo(value: Any) -> Any:
@@ -93,9 +98,9 @@ def echo(value: Any) -> Any:
     return value
 
 
-def doubled(array: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return an array of its own, of the same size."""
-    return array * 2
+def repeated(array: NDArray[np.float64], times: int) -> NDArray[np.float64]:
+    """Return an array of its own, so many times as long."""
+    return np.tile(array, times)
 
 
 def keep(array: NDArray[np.float64]) -> float:
@@ -162,8 +167,8 @@ def shared_bytes() -> int:
     """How much memory the segments take that this process has open."""
     mapped = segments()
     opened = [entry.stat() for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
-    sizes = {found.st_ino: found.st_blocks * 512 for found in opened}
-    return sum(size for inode, size in sizes.items() if str(inode) in mapped)
+    sizes = {file_of(found): found.st_blocks * 512 for found in opened}
+    return sum(size for file, size in sizes.items() if file in mapped)
 
 
 def no_memory_left(*_: Any) -> None:

@@ -109,9 +109,8 @@ def test_no_turn_of_the_loop_takes_as_long_as_writing_a_large_argument(
         assert await task == len(value)
         return longest
 
-    with running() as manager:
-        turns = []
-        for _ in range(5):
+    turns = []
+    for _ in range(4):  # each time into memory that nobody has used before
+        with running() as manager:
             turns.append(loop_runner(send()))
-            assert manager.run_sync(len, b"") == 0
     assert min(turns) < min(write_at_once() for _ in range(3)) / 2

@@ -5,17 +5,20 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from leasepool_django.backends.process import shared
 from tests import shared_jobs as jobs
-from tests.process_pools import run_program, running, start_program
+from tests.process_pools import CALLERS, Caller, run_program, running, start_program
 from tests.process_table import children, identify, wait_gone
 from tests.waiting import wait_until
+
+each_caller = pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
 
 pytestmark = pytest.mark.skipif(not shared.AVAILABLE, reason="needs memfd_create (Linux)")
 
@@ -26,24 +29,31 @@ def mappings() -> int:
     return jobs.shared_memory_in_use()
 
 
-def test_both_segments_of_a_worker_share_the_cap() -> None:
+@each_caller
+def test_both_segments_of_a_worker_share_the_cap(caller: Caller) -> None:
     """The one that is not in use makes room; if both are, the socket carries the result."""
     cap = 3_000_000
-    large, half = np.ones(250_000), np.ones(160_000)  # 2 MB, and 1.28 MB
+    large, half, small = np.ones(250_000), np.ones(160_000), np.ones(20_000)  # 2, 1.28, 0.16 MB
     with running(max_shared_bytes=cap) as manager:
 
-        def checked(segments: int) -> None:
+        def run(segments: int, fn: Callable[..., Any], *args: Any) -> float:
+            total = np.sum(caller.outcome(manager, fn, *args))  # and the result is let go
+            assert manager.run_sync(jobs.shared_memory_in_use) == segments
             assert 0 < manager.run_sync(jobs.shared_bytes) <= cap
-            assert manager.run_sync(jobs.shared_memory_in_use) == mappings() == segments
+            return float(total)
 
         for _ in range(3):
-            assert manager.run_sync(jobs.doubled, large).sum() == 500_000
-            checked(1)
-            assert manager.run_sync(jobs.fill, 250_000, 2.0).sum() == 500_000
-            checked(1)
+            assert run(1, jobs.repeated, large, 1) == 250_000
+            assert run(1, jobs.fill, 250_000, 2.0) == 500_000
+            assert run(1, np.sum, large) == 250_000
+            assert run(1, jobs.fill, 250_000, 2.0) == 500_000
             for _ in range(2):
-                assert manager.run_sync(jobs.doubled, half).sum() == 320_000
-                checked(2)
+                assert run(2, jobs.repeated, half, 1) == 160_000
+            assert run(1, np.sum, large) == 250_000
+            # The room for the argument is not more than is needed, from the second time on.
+            assert run(1, jobs.repeated, small, 10) == 200_000
+            for _ in range(2):
+                assert run(2, jobs.repeated, small, 10) == 200_000
 
 
 def test_a_payload_beyond_the_cap_goes_over_the_socket() -> None:
@@ -116,13 +126,14 @@ SHARING = """
 
 
 def holders(segments: set[str]) -> Iterator[Path]:
-    """The processes that have one of ``segments`` (inode numbers) mapped or open."""
+    """The processes that have one of ``segments`` mapped or open."""
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
         try:
-            mapped = {line.split()[4] for line in (process / "maps").read_text().splitlines()}
-            opened = {str(entry.stat().st_ino) for entry in (process / "fd").iterdir()}
+            lines = (process / "maps").read_text().splitlines()
+            mapped = {"/".join(line.split()[3:5]) for line in lines}
+            opened = {jobs.file_of(entry.stat()) for entry in (process / "fd").iterdir()}
         except OSError:
             continue  # gone meanwhile
         if segments & (mapped | opened):

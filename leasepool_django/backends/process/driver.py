@@ -195,9 +195,13 @@ class ProcessWorker(Worker):
         self._outbox.stale = self._outbox.results_read = True
         with self._lock:
             home = self._home
+            busy = self._call is not None
             if home is None and not self._threads:
                 self._trim()
-        if home is not None:
+        if busy:
+            self._memory_watched = True
+            self._backend.watch_memory(self, KEEP_SECONDS)
+        elif home is not None:
             try:
                 home.call_soon_threadsafe(self._trim_idle, home)
             except RuntimeError:
@@ -439,14 +443,11 @@ class ProcessWorker(Worker):
             if kind == wire.FETCH:
                 self._outbox.offer_arguments()
             else:
-                self._outbox.offer_results(size)
-        except OSError as error:
-            self._unsent.clear()
-            if not isinstance(error, (BrokenPipeError, ConnectionResetError)):
-                # It lives and waits: as when too many descriptors of this user's are on their way.
-                self.offence = f"the shared memory it had asked for could not be sent: {error}"
-                self.end()
-            # Else the reader finds out what happened.
+                assert self._call is not None
+                by_socket = type(self._call.payload) is bytes
+                self._outbox.offer_results(size, arguments_idle=by_socket)
+        except OSError:
+            self._unsent.clear()  # the reader finds out what happened
         if self._unsent:
             self.offence = "it did not read what it had asked for"
             self.end()

@@ -30,7 +30,8 @@ class Outbox:
     whether the last payload with buffers was large and had to go over the socket; ``unwritten``
     stands for a payload that is being written to shared memory, and of which nothing is sent yet;
     ``stale``, whether the segments have not been used for so long that the next call without need
-    of them is to ``trim`` them. Both together never take more than ``max_shared_bytes``.
+    of them is to ``trim`` them. Both together take no more than ``max_shared_bytes``, but for the
+    moment in which one takes the place of another.
     """
 
     def __init__(self, channel: socket.socket, max_shared_bytes: int) -> None:
@@ -43,7 +44,8 @@ class Outbox:
         self._arguments: Segment | None = None  # what calls are written to
         self._channel = channel
         self._max_shared_bytes = max_shared_bytes
-        self._sharing = False  # whether the present call came by the segment
+        self._sharing = False  # whether the last payload with buffers went by the segment
+        self._crowded = False  # whether an argument segment, too large by now, took a result's room
         # Goes along with the first byte, and only when the worker has asked: to look for one with
         # each call would take it a microsecond.
         self._descriptor: int | None = None
@@ -59,7 +61,6 @@ class Outbox:
             if self.results is not None and self.results.in_use:
                 self._give_up_results()
                 self.unsent.append(memoryview(_DROP_RESULTS))
-        self._sharing = False
         if not isinstance(payload, Payload):
             if self.stale:
                 self.trim()
@@ -111,17 +112,25 @@ class Outbox:
         if not THRESHOLD <= payload.size <= self._max_shared_bytes:
             return None
         size = payload.size
-        reused = self._arguments
-        if reused is not None and reused.size >= size:
-            size = max(size, reused.reserved)
-        else:
-            reused = None
+        kept = self._arguments
+        if kept is not None and (kept.size < size or (self._crowded and kept.reserved > size)):
+            self._crowded = False
+            self.give_up_arguments()
+            self.unsent.append(memoryview(_DROP_ARGUMENTS))
+            kept = None
+        elif kept is not None:
+            size = max(size, kept.reserved)
         if self.results is not None and size + self.results.size > self._max_shared_bytes:
             # Nothing here refers to it by now.
             self._give_up_results()
             self.unsent.append(memoryview(_DROP_RESULTS))
-        if reused is not None:
-            return reused
+        if self.unsent:
+            try:
+                self.flush()  # the worker lets go while this writes
+            except OSError:
+                pass  # it is gone, which sending the call will find out
+        if kept is not None:
+            return kept
         try:
             return Segment.create(payload.size)
         except OSError:
@@ -130,6 +139,7 @@ class Outbox:
     def _announce(self, payload: Payload, segment: Segment | None) -> None:
         """Let the frame that says where ``payload`` is, or has all of it, be sent next."""
         self.streamed = segment is None and payload.size >= THRESHOLD
+        self._sharing = segment is not None
         if segment is None:
             self._append(payload.frame(wire.CALL_PARTS))
             return
@@ -138,7 +148,6 @@ class Outbox:
             self.give_up_arguments()
             self._arguments = segment
             size = segment.size
-        self._sharing = True
         where = size.to_bytes(8, "little") + payload.layout()
         self._append([wire.frame(wire.CALL_SHARED, where)])
 
@@ -157,15 +166,20 @@ class Outbox:
         """Give the worker the segment that its call was written to."""
         self._offer(self._arguments)
 
-    def offer_results(self, size: int) -> None:
-        """Give the worker a segment for a result of ``size`` bytes, or word that there is none."""
+    def offer_results(self, size: int, *, arguments_idle: bool) -> None:
+        """Give the worker a segment for a result of ``size`` bytes, or word that there is none.
+
+        ``arguments_idle``: the present call has no payload with buffers.
+        """
         self._give_up_results()
         room = self._max_shared_bytes
         if self._arguments is not None:
-            if self._arguments.reserved + size > room and not self._sharing:
+            crowded = self._arguments.reserved + size > room
+            if crowded and (arguments_idle or not self._sharing):
                 self.give_up_arguments()
                 self.unsent.append(memoryview(_DROP_ARGUMENTS))
             else:
+                self._crowded = crowded
                 room -= self._arguments.reserved
         if size <= room:
             try:
@@ -175,10 +189,22 @@ class Outbox:
         self._offer(self.results)
 
     def _offer(self, segment: Segment | None) -> None:
-        size = 0
         if segment is not None:
-            size, self._descriptor = segment.size, segment.fd
-        self.unsent.append(memoryview(wire.frame(wire.OFFER, size.to_bytes(8, "little"))))
+            self._append([wire.frame(wire.OFFER, segment.size.to_bytes(8, "little"))])
+            self._descriptor = segment.fd
+            try:
+                self.flush()
+            except (BrokenPipeError, ConnectionResetError):
+                raise
+            except OSError:
+                # As when too many descriptors of one user's are on their way. Nothing was sent.
+                self._descriptor = None
+                del self.unsent[-1]
+                if segment is self.results:
+                    self._give_up_results()
+            else:
+                return
+        self._append([wire.frame(wire.OFFER, bytes(8))])
         self.flush()
 
     def flush(self) -> None:

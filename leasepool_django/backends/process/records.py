@@ -33,8 +33,8 @@ class ForwardHandler(logging.Handler):
     """Puts each record on the wire, ahead of the outcome of the call that logged it.
 
     ``link`` is set in each worker. In the fork server, where only a thread that a preload module
-    has started could log, records go where those go for which no handler is configured; unless
-    there are others, and this is not the ``only`` one.
+    has started could log, records go where those go for which no handler is configured, if this is
+    the ``only`` one.
     """
 
     link: Link | None = None
@@ -64,8 +64,8 @@ def forward_logs(level: int, *, clear: bool) -> None:
 
     Once, before workers are forked: to go through the loggers takes as long as a tenth of a start.
     """
-    forwarding.only = clear
     root = logging.getLogger()
+    forwarding.only = clear or not root.handlers
     loggers = [logging.getLogger(name) for name in list(root.manager.loggerDict)]
     for logger in loggers:
         if clear:
