@@ -6,13 +6,15 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from leasepool_django.backends.process import shared
+from leasepool_django.backends.process import driver, shared
+from tests import process_jobs
 from tests import shared_jobs as jobs
 from tests.process_pools import CALLERS, Caller, run_program, running, start_program
 from tests.process_table import children, identify, wait_gone
@@ -65,6 +67,31 @@ def test_a_payload_beyond_the_cap_goes_over_the_socket() -> None:
             assert manager.run_sync(jobs.is_aligned, values)
             assert manager.run_sync(jobs.shared_memory_in_use) == 0
             assert mappings() == 0
+
+
+@each_caller
+def test_memory_is_given_back_after_a_call_that_took_longer_than_it_is_kept(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(driver, "KEEP_SECONDS", 0.2)
+    looks: list[int] = []
+    look = driver.ProcessWorker.look_after_memory
+
+    def spy(worker: driver.ProcessWorker) -> None:
+        look(worker)
+        looks.append(worker.pid)
+
+    monkeypatch.setattr(driver.ProcessWorker, "look_after_memory", spy)
+    with running() as manager, ThreadPoolExecutor(1) as thread:
+        assert manager.run_sync(np.sum, np.ones(100_000)) == 100_000
+        holding = thread.submit(caller.outcome, manager, process_jobs.hold, tmp_path)
+        wait_until((tmp_path / "holding").exists, timeout=20)
+        before = len(looks)
+        wait_until(lambda: len(looks) > before + 1, timeout=20)
+        assert mappings() == 1
+        (tmp_path / "go").touch()
+        holding.result(20)
+        wait_until(lambda: mappings() == 0, timeout=20, message="it is still there")
 
 
 LIMITED = """

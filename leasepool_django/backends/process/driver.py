@@ -196,7 +196,9 @@ class ProcessWorker(Worker):
         with self._lock:
             home = self._home
             busy = self._call is not None
-            if home is None and not self._threads:
+            if home is not None and home.is_closed():
+                home = None
+            if home is None and not self._threads and not busy:
                 self._trim()
         if busy:
             self._memory_watched = True
