@@ -74,7 +74,7 @@ def test_memory_is_given_back_after_a_call_that_took_longer_than_it_is_kept(
     caller: Caller, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(driver, "KEEP_SECONDS", 0.2)
-    looks: list[int] = []
+    looks: list[int | None] = []
     look = driver.ProcessWorker.look_after_memory
 
     def spy(worker: driver.ProcessWorker) -> None:
