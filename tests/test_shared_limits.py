@@ -183,5 +183,6 @@ def test_no_shared_memory_is_left_when_the_server_is_killed(tmp_path: Path) -> N
             assert len(list(holders(segments))) == 2
         finally:
             os.kill(server.pid, signal.SIGKILL)
+        server.wait(10)
         wait_gone(processes, timeout=10)
     assert list(holders(segments)) == []
