@@ -11,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
@@ -41,8 +42,11 @@ Messages = list[checks.CheckMessage]
 def check_settings(**_options: Any) -> Messages:
     """Report every mistake in ``settings.LEASEPOOL``, and what will not work as intended."""
     configs, problems = validate()
+    for config in validate(mend=True)[0].values():
+        not_found = list(_import_problems(config))
+        problems.extend(not_found)
+        problems.extend(_refusals(_without(config, {problem.id for problem in not_found})))
     for config in configs.values():
-        problems.extend(list(_import_problems(config)) or _refusal(config))
         problems.extend(_standard_pool_problems(config))
     problems.extend(_too_many_workers(configs.values()))
     names = aliases()
@@ -122,18 +126,44 @@ def _why_not_importable(name: object) -> str | None:
     return None if found else "there is no such module"
 
 
-def _refusal(config: AliasConfig) -> Iterator[Problem]:
-    """What the engine or the backend refuses when the manager is made; making it starts nothing."""
-    try:
-        LeasedExecutorManager(**config.manager_kwargs())
-    except Exception as error:  # noqa: BLE001 - a backend may be the user's, and raise anything
-        expected = isinstance(error, (TypeError, ValueError, UnsupportedBackendError))
-        text = str(error) if expected else f"{type(error).__name__}: {error}"
+def _without(config: AliasConfig, told: set[ProblemId]) -> AliasConfig:
+    """``config`` without the options whose mistakes have been told."""
+    named = {ProblemId.BAD_INITIALIZER: "initializer", ProblemId.BAD_PRELOAD: "preload"}
+    names = {named[problem] for problem in told}
+    return replace(config, options={k: v for k, v in config.options.items() if k not in names})
+
+
+def _refusals(config: AliasConfig) -> Iterator[Problem]:
+    """What the engine or the backend refuses when the manager is made; making it starts nothing.
+
+    Only the first mistake is told each time. What it is about is what makes a difference to it when
+    it is left out; the rest is judged again without.
+    """
+    options = dict(config.options)
+    text = _why_refused(config)
+    while text:
         yield Problem(
             ProblemId.REFUSED_BY_BACKEND,
             f"{SETTING}[{config.alias!r}] is refused by the backend {config.backend!r}: {text}",
             "Correct the value; the pool cannot start with it.",
         )
+        for name in options:
+            rest = {key: value for key, value in options.items() if key != name}
+            without = _why_refused(replace(config, options=rest))
+            if without != text:
+                options, text = rest, without
+                break
+        else:
+            return
+
+
+def _why_refused(config: AliasConfig) -> str | None:
+    try:
+        LeasedExecutorManager(**config.manager_kwargs())
+    except Exception as error:  # noqa: BLE001 - a backend may be the user's, and raise anything
+        expected = isinstance(error, (TypeError, ValueError, UnsupportedBackendError))
+        return str(error) if expected else f"{type(error).__name__}: {error}"
+    return None
 
 
 def _too_many_workers(configs: Iterable[AliasConfig]) -> Iterator[Problem]:

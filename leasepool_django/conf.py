@@ -358,10 +358,12 @@ def _is_alias(alias: Any, entry: Any) -> bool:
     return isinstance(alias, str) and bool(alias) and isinstance(entry, Mapping)
 
 
-def validate() -> tuple[dict[str, AliasConfig], list[Problem]]:
+def validate(*, mend: bool = False) -> tuple[dict[str, AliasConfig], list[Problem]]:
     """Judge ``settings.LEASEPOOL`` as a whole; ``None`` and ``{}`` mean the defaults.
 
     Returns the configurations of the aliases that are correct, and all problems of the others.
+    With ``mend`` there are those with mistakes in ``KEYS``, too, with the defaults in their places:
+    for their options to be judged, not to be used.
     """
     value = _setting()
     if not isinstance(value, Mapping):
@@ -398,7 +400,7 @@ def validate() -> tuple[dict[str, AliasConfig], list[Problem]]:
         else:
             config, found = _validate_alias(alias, entry)
             problems.extend(found)
-            if config is not None:
+            if config is not None and (mend or not found):
                 configs[alias] = config
     return configs, problems
 
@@ -409,6 +411,7 @@ def _validate_alias(
     where = f"{SETTING}[{alias!r}]"
     problems = list(_unknown_keys(where, entry))
     fields: dict[str, Any] = {}
+    wrong: set[str] = set()
     for name, key in KEYS.items():
         value = entry.get(name, key.default)
         if name not in entry or (key.optional and value is None):
@@ -418,27 +421,32 @@ def _validate_alias(
             fields[key.field] = key.check(f"{where}[{name!r}]", value)
         except (TypeError, ValueError) as error:
             problems.append(Problem(key.problem, str(error), key.hint))
-    if "WORKERS_PER_POOL" not in entry:
+            wrong.add(name)
+            fields[key.field] = key.default
+    if fields["workers_per_pool"] is None:
         fields["workers_per_pool"] = usable_cores()
-    if fields.get("min_pools", 0) > fields.get("max_pools", float("inf")):
-        default = "" if "MAX_POOLS" in entry else " (the default)"
-        problems.append(
-            Problem(
-                ProblemId.MIN_ABOVE_MAX,
-                f"{where}: MIN_POOLS is {fields['min_pools']}, above MAX_POOLS, which is "
-                f"{fields['max_pools']}{default}.",
-                "MIN_POOLS pools are started with the server, MAX_POOLS is the limit.",
+    if fields["min_pools"] > fields["max_pools"]:
+        if not wrong & {"MIN_POOLS", "MAX_POOLS"}:
+            default = "" if "MAX_POOLS" in entry else " (the default)"
+            problems.append(
+                Problem(
+                    ProblemId.MIN_ABOVE_MAX,
+                    f"{where}: MIN_POOLS is {fields['min_pools']}, above MAX_POOLS, which is "
+                    f"{fields['max_pools']}{default}.",
+                    "MIN_POOLS pools are started with the server, MAX_POOLS is the limit.",
+                )
             )
-        )
+        fields["min_pools"] = fields["max_pools"]
     backend = entry.get("BACKEND", "process")
     options = entry.get("OPTIONS", {})
-    problems.extend(_backend_problems(where, backend, options))
-    if problems:
+    in_backend = list(_backend_problems(where, backend, options))
+    problems.extend(in_backend)
+    if in_backend:
         return None, problems
     if isinstance(backend, Enum):
         backend = backend.value
     options = MappingProxyType(dict(options))
-    return AliasConfig(alias=alias, backend=backend, options=options, **fields), []
+    return AliasConfig(alias=alias, backend=backend, options=options, **fields), problems
 
 
 def _unknown_keys(where: str, entry: Mapping[Any, Any]) -> Iterator[Problem]:

@@ -583,6 +583,26 @@ def return_slow(path: Path, size: int) -> SlowToArrive:
     return SlowToArrive(path, size)
 
 
+class SlowToArriveError(Exception):
+    """Where it was not raised, unpickling it says so in ``path``, and waits as above."""
+
+    def __init__(self, path: Path, pid: int) -> None:
+        super().__init__(path, pid)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive_as_error, self.args
+
+
+def _arrive_as_error(path: Path, pid: int) -> SlowToArriveError:
+    if os.getpid() != pid:
+        _arrive(path, b"")
+    return SlowToArriveError(path, pid)
+
+
+def raise_slow(path: Path) -> NoReturn:
+    raise SlowToArriveError(path, os.getpid())
+
+
 class ExitsWhenPickled:
     def __reduce__(self) -> NoReturn:
         sys.exit(4)

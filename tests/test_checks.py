@@ -30,6 +30,17 @@ class Moody(InlineBackend):
         raise RuntimeError("not today")
 
 
+class Needy(InlineBackend):
+    """A backend of a user's own, which takes any option, and lacks something else."""
+
+    def __init__(self, *_: Any) -> None:
+        raise ValueError("no lawyer was found")
+
+    @classmethod
+    def option_names(cls) -> None:
+        """Any."""
+
+
 def test_ids_are_unique_and_well_formed() -> None:
     ids = [problem.value for problem in ProblemId]
     assert len(ids) == len(set(ids))
@@ -135,6 +146,41 @@ def test_what_the_backend_refuses_is_reported(settings: Settings) -> None:
     text = only(settings, value, ProblemId.REFUSED_BY_BACKEND)
     assert "max_tasks_per_child" in text
     assert "'many'" in text
+
+
+def test_every_mistake_of_an_alias_is_told_at_once(settings: Settings) -> None:
+    value = {
+        "default": {
+            "MAX_POOLS": 0,
+            "MIN_POOLS": 4,
+            "WORKERS_PER_POOL": None,
+            "OPTIONS": {
+                "initializer": "tests.no_such_module.f",
+                "nice": "5",
+                "max_tasks_per_child": 3,
+                "max_shared_bytes": -1,
+                "preload": ["tests.no_such_module"],
+            },
+        }
+    }
+    messages = found(settings, value)
+    assert [message.id for message in messages] == [
+        ProblemId.BAD_COUNT,
+        ProblemId.BAD_COUNT,
+        ProblemId.BAD_INITIALIZER,
+        ProblemId.BAD_PRELOAD,
+        ProblemId.REFUSED_BY_BACKEND,
+        ProblemId.REFUSED_BY_BACKEND,
+    ]
+    assert "nice must be an integer, not '5'" in messages[-2].msg
+    assert "max_shared_bytes must be at least 1, not -1" in messages[-1].msg
+
+
+def test_a_mistake_that_no_option_alone_makes_is_told_once(settings: Settings) -> None:
+    options = {"licence": "none", "region": "here"}
+    value = {"default": {"BACKEND": "tests.test_checks.Needy", "OPTIONS": options}}
+    text = only(settings, value, ProblemId.REFUSED_BY_BACKEND)
+    assert "no lawyer was found" in text
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,7 +270,7 @@ INTERRUPTED = """
         manager.start_sync()
         pid = manager.run_sync(os.getpid)
         try:
-            manager.run_sync(jobs.return_slow, Path(sys.argv[1]), int(sys.argv[2]))
+            manager.run_sync(getattr(jobs, sys.argv[2]), Path(sys.argv[1]), *map(int, sys.argv[3:]))
         except KeyboardInterrupt:
             print("interrupted")
         print(manager.run_sync(os.getpid) == pid, manager.stats().workers_killed)
@@ -277,13 +278,17 @@ INTERRUPTED = """
 """
 
 
-@pytest.mark.parametrize("size", [10, 1 << 20], ids=["by socket", "by shared memory"])
-def test_ctrl_c_while_a_result_is_unpickled_interrupts_the_caller(
-    size: int, tmp_path: Path
+@pytest.mark.parametrize(
+    "job",
+    [("return_slow", 10), ("return_slow", 1 << 20), ("raise_slow",)],
+    ids=["by socket", "by shared memory", "exception"],
+)
+def test_ctrl_c_while_an_outcome_is_unpickled_interrupts_the_caller(
+    job: tuple[Any, ...], tmp_path: Path
 ) -> None:
     """Its worker has done its work, and lives on."""
     path = tmp_path / "arriving"
-    with start_program(tmp_path, INTERRUPTED, path, size) as program:
+    with start_program(tmp_path, INTERRUPTED, path, *job) as program:
         wait_until(path.exists, timeout=20)
         program.send_signal(signal.SIGINT)
         out, err = program.communicate(timeout=20)

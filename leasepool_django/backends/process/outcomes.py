@@ -48,7 +48,10 @@ def decode(call: Call, kind: int, body: bytes | bytearray, segment: Segment | No
     else:
         from .remote import decode_exception
 
-        call.error = decode_exception(body)
+        try:
+            call.error = decode_exception(body, (KeyboardInterrupt,) if _interrupts(call) else ())
+        except KeyboardInterrupt as error:
+            call.error = error
 
 
 def _interrupts(call: Call) -> bool:

@@ -31,13 +31,7 @@ from .texts import MAX_TEXT_CHARS, bounded, text_of, traceback_text, type_name
 if TYPE_CHECKING:
     from leasepool_django.exceptions import RemoteError
 
-__all__ = [
-    "decode_exception",
-    "decode_record",
-    "encode_exception",
-    "encode_record",
-    "resolve",
-]
+__all__ = ["decode_exception", "decode_record", "encode_exception", "encode_record", "resolve"]
 
 # Bounds of one report. Exceptions beyond MAX_EXCEPTIONS, links deeper than MAX_DEPTH and frames
 # beyond the two frame limits are left out and counted in a note.
@@ -61,7 +55,6 @@ _SUPPRESS = BaseException.__dict__["__suppress_context__"]
 _TRACEBACK = BaseException.__dict__["__traceback__"]
 _DICT = BaseException.__dict__["__dict__"]
 _MEMBERS = BaseExceptionGroup.__dict__["exceptions"]
-
 
 _resolved: dict[str, Callable[..., Any]] = {}
 _MAX_RESOLVED = 4_096
@@ -333,22 +326,24 @@ def _notes(exc: BaseException) -> list[str]:
     return [bounded(str.__str__(note), MAX_TEXT_CHARS) for note in texts]
 
 
-def decode_exception(data: bytes | bytearray | memoryview) -> Exception:
+def decode_exception(
+    data: bytes | bytearray | memoryview, let_through: tuple[type[BaseException], ...] = ()
+) -> Exception:
     """Give the exception that ``encode_exception`` described: as itself, or as ``RemoteError``.
 
     Whatever it is may be raised in the caller: it is an ``Exception``, and none that an event loop
-    takes for something else. Never raises.
+    takes for something else. Raises nothing but what is in ``let_through``, from outside.
     """
     try:
-        decoder = _Decoder([_Node._make(node) for node in pickle.loads(data)])
-        return decoder.exception()
+        return _Decoder([_Node._make(node) for node in pickle.loads(data)], let_through).exception()
     except Exception as error:
         return _stand_in(_undescribed("an exception", _cannot_be_rebuilt(error)))
 
 
 class _Decoder:
-    def __init__(self, nodes: list[_Node]) -> None:
+    def __init__(self, nodes: list[_Node], let_through: tuple[type[BaseException], ...]) -> None:
         self._nodes = nodes
+        self._let_through = let_through
         self._built: dict[int, BaseException] = {}
 
     def exception(self) -> Exception:
@@ -380,6 +375,8 @@ class _Decoder:
             return _stand_in(node)
         try:
             exc = _loads(node.pickled, self._build if node.is_group else None)
+        except self._let_through:
+            raise
         except BaseException as error:  # a class may behave differently in this process
             return _stand_in(node._replace(reason=_cannot_be_rebuilt(error)))
         if not isinstance(exc, BaseException) or (position == 0 and not _may_be_raised(type(exc))):
