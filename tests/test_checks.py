@@ -37,7 +37,7 @@ class Needy(InlineBackend):
         raise ValueError("no lawyer was found")
 
     @classmethod
-    def option_names(cls) -> None:
+    def option_names(cls) -> None:  # type: ignore[override]
         """Any."""
 
 
