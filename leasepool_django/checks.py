@@ -19,7 +19,7 @@ from django.core import checks
 from django.utils.module_loading import import_string
 
 from .asgi_source import LIFESPAN, spec_of, uses_lifespan
-from .backends.base import resolve
+from .backends.base import BUILT_IN, resolve
 from .conf import (
     DEFAULT_ALIAS,
     DEFAULT_NICE,
@@ -45,7 +45,10 @@ def check_settings(**_options: Any) -> Messages:
     for config in validate(mend=True)[0].values():
         not_found = list(_import_problems(config))
         problems.extend(not_found)
-        problems.extend(_refusals(_without(config, {problem.id for problem in not_found})))
+        if not not_found:
+            problems.extend(_refusals(config))
+        elif config.backend in BUILT_IN:
+            problems.extend(_refusals(_without(config, {problem.id for problem in not_found})))
     for config in configs.values():
         problems.extend(_standard_pool_problems(config))
     problems.extend(_too_many_workers(configs.values()))
@@ -136,18 +139,21 @@ def _without(config: AliasConfig, told: set[ProblemId]) -> AliasConfig:
 def _refusals(config: AliasConfig) -> Iterator[Problem]:
     """What the engine or the backend refuses when the manager is made; making it starts nothing.
 
-    Only the first mistake is told each time. What it is about is what makes a difference to it when
-    it is left out; the rest is judged again without.
+    Each time only one mistake is told. The built-in backends name the option and judge each by
+    itself, so the rest is judged again without it. Other backends may need an option, and are not
+    asked again.
     """
     options = dict(config.options)
     text = _why_refused(config)
-    while text:
+    while text is not None:
         yield Problem(
             ProblemId.REFUSED_BY_BACKEND,
             f"{SETTING}[{config.alias!r}] is refused by the backend {config.backend!r}: {text}",
             "Correct the value; the pool cannot start with it.",
         )
-        for name in options:
+        for name in options if config.backend in BUILT_IN else ():
+            if name not in text:
+                continue
             rest = {key: value for key, value in options.items() if key != name}
             without = _why_refused(replace(config, options=rest))
             if without != text:
@@ -162,7 +168,7 @@ def _why_refused(config: AliasConfig) -> str | None:
         LeasedExecutorManager(**config.manager_kwargs())
     except Exception as error:  # noqa: BLE001 - a backend may be the user's, and raise anything
         expected = isinstance(error, (TypeError, ValueError, UnsupportedBackendError))
-        return str(error) if expected else f"{type(error).__name__}: {error}"
+        return str(error) if expected and str(error) else f"{type(error).__name__}: {error}"
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import SpawnContext
 from pathlib import Path
@@ -31,14 +31,23 @@ class Moody(InlineBackend):
 
 
 class Needy(InlineBackend):
-    """A backend of a user's own, which takes any option, and lacks something else."""
+    """A backend of a user's own, which takes any option, and needs one."""
 
-    def __init__(self, *_: Any) -> None:
-        raise ValueError("no lawyer was found")
+    def __init__(self, _config: Any, options: Mapping[str, Any]) -> None:
+        if "url" not in options:
+            raise ValueError("url is missing")
+        raise ValueError(f"retries: {options['retries']}")
 
     @classmethod
     def option_names(cls) -> None:  # type: ignore[override]
         """Any."""
+
+
+class Silent(InlineBackend):
+    """A backend of a user's own, which does not say why it refuses."""
+
+    def __init__(self, *_: Any) -> None:
+        raise ValueError
 
 
 def test_ids_are_unique_and_well_formed() -> None:
@@ -176,11 +185,20 @@ def test_every_mistake_of_an_alias_is_told_at_once(settings: Settings) -> None:
     assert "max_shared_bytes must be at least 1, not -1" in messages[-1].msg
 
 
-def test_a_mistake_that_no_option_alone_makes_is_told_once(settings: Settings) -> None:
-    options = {"licence": "none", "region": "here"}
+def test_a_backend_of_the_users_own_is_judged_as_it_is_set_up_and_no_other_way(
+    settings: Settings,
+) -> None:
+    """What it says of some of its options alone may be that others are missing."""
+    options = {"url": "here", "retries": "many"}
     value = {"default": {"BACKEND": "tests.test_checks.Needy", "OPTIONS": options}}
-    text = only(settings, value, ProblemId.REFUSED_BY_BACKEND)
-    assert "no lawyer was found" in text
+    assert "retries: many" in only(settings, value, ProblemId.REFUSED_BY_BACKEND)
+    options["initializer"] = "tests.no_such_module.f"
+    only(settings, value, ProblemId.BAD_INITIALIZER)
+
+
+def test_a_backend_that_refuses_without_a_word_is_reported(settings: Settings) -> None:
+    value = {"default": {"BACKEND": "tests.test_checks.Silent"}}
+    assert "ValueError" in only(settings, value, ProblemId.REFUSED_BY_BACKEND)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..engine.housekeeper import Housekeeper
     from ..engine.line import Call, Slot
 
-__all__ = ["Backend", "Host", "Worker", "resolve"]
+__all__ = ["BUILT_IN", "Backend", "Host", "Worker", "resolve"]
 
 BUILT_IN = {
     "process": "leasepool_django.backends.process.ProcessBackend",
