@@ -26,7 +26,9 @@ it; a ratio is taken within each round. A goal is reached when the median reache
 gave a figure of this package; one that compares with peers that do as much of the work is reached,
 too, where none does. Every contender is set up as its own documentation shows it, with the
 number of workers that the group names. Nothing is set that a user would not get by default. On a
-shared machine single figures are noisy; look at the ratios.
+shared machine single figures are noisy; look at the ratios. Groups may be measured apart
+(`python -m benchmarks --only http`), each with all its contenders in one run: then the others keep
+the figures they had, and the date is that of the last run.
 """
 
 
