@@ -28,7 +28,7 @@ too, where none does. Every contender is set up as its own documentation shows i
 number of workers that the group names. Nothing is set that a user would not get by default. On a
 shared machine single figures are noisy; look at the ratios. Groups may be measured apart
 (`python -m benchmarks --only http`), each with all its contenders in one run: then the others keep
-the figures they had, and the date is that of the last run.
+the figures they had.
 """
 
 
