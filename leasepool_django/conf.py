@@ -16,13 +16,10 @@ import logging
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from enum import Enum, StrEnum, unique
 from functools import cache, wraps
-from multiprocessing import get_context
-from multiprocessing.context import BaseContext
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -81,8 +78,7 @@ class ProblemId(StrEnum):
     NO_DEFAULT_ALIAS = "leasepool.W007"
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One mistake: ``message`` quotes the key and the value, ``hint`` says what to do."""
 
     id: ProblemId
@@ -93,8 +89,7 @@ class Problem:
         return f"{self.message} {self.hint} ({self.id})"
 
 
-@dataclass(frozen=True)
-class AliasConfig:
+class AliasConfig(NamedTuple):
     """One alias of ``settings.LEASEPOOL``, checked and complete. Durations are seconds."""
 
     alias: str
@@ -114,8 +109,12 @@ class AliasConfig:
     forward_logs: bool
     log_level: int
     context: tuple[str, ...]
-    # Not shown: initargs may hold secrets.
-    options: Mapping[str, Any] = field(repr=False)
+    options: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        """Without ``options``, whose ``initargs`` may hold secrets."""
+        shown = [f"{name}={value!r}" for name, value in self._asdict().items() if name != "options"]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def manager_kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments of ``LeasedExecutorManager`` for this alias."""
@@ -166,6 +165,8 @@ def _make_objects(options: dict[str, Any]) -> None:
             ) from error
     method = options.get("mp_context")
     if isinstance(method, str):
+        from multiprocessing import get_context  # see _is_context
+
         try:
             options["mp_context"] = get_context(method)
         except ValueError as error:
@@ -195,11 +196,17 @@ def _judge_executor_options(executor_class: type[Executor], options: Mapping[str
         raise TypeError(f"initargs must be a tuple or list, not of type {kind}.")
     if options.get("max_tasks_per_child") is not None:
         positive_int("max_tasks_per_child", options["max_tasks_per_child"])
-    if not isinstance(options.get("mp_context"), (BaseContext, type(None))):
+    if options.get("mp_context") is not None and not _is_context(options["mp_context"]):
         raise TypeError(
             "mp_context must be a multiprocessing context or its name, not "
             f"{_short(options['mp_context'])}."
         )
+
+
+def _is_context(value: object) -> bool:
+    from multiprocessing.context import BaseContext  # a tenth of this module's imports
+
+    return isinstance(value, BaseContext)
 
 
 def _is_of_the_standard_library(executor_class: type[Executor]) -> bool:
@@ -269,8 +276,7 @@ def _not_negative(name: str, value: Any) -> float:
     return duration(name, value, minimum=0)
 
 
-@dataclass(frozen=True)
-class _Key:
+class _Key(NamedTuple):
     """A key of an alias: its field, default, the function that checks it, and what to report."""
 
     field: str
@@ -498,7 +504,7 @@ def _backend_problems(where: str, backend: Any, options: Any) -> Iterator[Proble
             hint,
         )
     method = options.get("mp_context")
-    if isinstance(method, BaseContext):
+    if method is not None and _is_context(method):
         method = method.get_start_method()
     if isinstance(method, str) and method == "fork":
         yield Problem(

@@ -14,7 +14,9 @@ import itertools
 import logging
 import os
 import pickle
+import platform
 import random
+import re
 import resource
 import select
 import signal
@@ -116,6 +118,34 @@ def start_a_manager() -> None:
     from leasepool_django import LeasedExecutorManager
 
     LeasedExecutorManager(max_pools=1, workers_per_pool=1).start_sync()
+
+
+def run_command(command: list[str]) -> str:
+    """What a program writes."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def glibc_version() -> tuple[int, ...]:
+    """Of this process; empty where there is another C library."""
+    name, version = platform.libc_ver()
+    return tuple(map(int, version.split("."))) if name == "glibc" else ()
+
+
+def address(module: str, name: str) -> int:
+    """Where the last object of a list lies."""
+    return id(attribute(module, name)[-1])
+
+
+def memory_flags(place: int) -> list[str]:
+    """What the kernel was told of the memory at an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if found := re.fullmatch("([0-9a-f]+)-([0-9a-f]+)", first):
+            inside = int(found[1], 16) <= place < int(found[2], 16)
+        elif inside and first == "VmFlags:":
+            return rest.split()
+    raise LookupError(hex(place))
 
 
 def environment(name: str) -> str | None:

@@ -157,6 +157,17 @@ def test_a_preloaded_module_is_imported_once_and_shared(modules: Path) -> None:
         assert found == set(fork_servers())
 
 
+@pytest.mark.skipif(
+    jobs.glibc_version() < (2, 35), reason="the C library does not ask for huge pages"
+)
+def test_preloaded_objects_lie_in_memory_for_which_huge_pages_are_asked_for(modules: Path) -> None:
+    """Whether there are any is the kernel's decision."""
+    (modules / "large.py").write_text("held = [bytes(1_000) for _ in range(20_000)]")
+    with running(preload=["large"]) as manager:
+        address = manager.run_sync(jobs.address, "large", "held")
+        assert "hg" in manager.run_sync(jobs.memory_flags, address)
+
+
 def test_with_spawn_each_worker_imports_what_is_to_be_preloaded(modules: Path) -> None:
     (modules / "recorder.py").write_text(RECORDER)
     with running(preload=["recorder"], mp_context="spawn") as manager:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from leasepool_django import WorkerCrashedError
+from leasepool_django.backends.process.control import HUGE_PAGES
+from leasepool_django.backends.process.system import TUNABLES
 from leasepool_django.backends.process.worker import TIME_SLICE
 from tests import process_jobs as jobs
 from tests.process_pools import running
@@ -50,6 +52,27 @@ def test_workers_give_way_as_much_as_was_asked_for(
         found = manager.run_sync(jobs.describe)
     assert found["nice"] == min(19, here + nicer)
     assert found["policy"] == policy
+
+
+@each_method
+@pytest.mark.parametrize("own", [None, "glibc.malloc.perturb=7", "glibc.malloc.hugetlb=0"])
+def test_functions_and_what_they_start_have_the_server_s_settings_of_the_c_library(
+    own: str | None, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fork server has one of its own, unless the server says otherwise."""
+    if own is None:
+        monkeypatch.delenv(TUNABLES, raising=False)
+    else:
+        monkeypatch.setenv(TUNABLES, own)
+    with running(mp_context=method) as manager:
+        assert manager.run_sync(jobs.environment, TUNABLES) == own
+        started = manager.run_sync(jobs.run_command, ["sh", "-c", f"echo ${TUNABLES}"])
+        assert started == (own or "")
+        [server] = fork_servers()
+        # Where glibc has found one of its settings, it has put zeros between them.
+        given = Path(f"/proc/{server}/environ").read_text().replace("\0", ":")
+    expected = {None: HUGE_PAGES, "glibc.malloc.perturb=7": f"{own}:{HUGE_PAGES}"}.get(own, own)
+    assert f":{TUNABLES}={expected}:" in f":{given}"
 
 
 @each_method

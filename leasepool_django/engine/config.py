@@ -1,8 +1,8 @@
-"""The validated, frozen configuration of a manager.
+"""The frozen configuration of a manager, and its checks.
 
-``LeasedExecutorManager`` builds one ``ManagerConfig`` from its arguments; every bad value is
-refused here, naming the argument and the value. Durations are seconds. Nothing here starts
-anything.
+``LeasedExecutorManager`` builds one ``ManagerConfig`` from its arguments and has it checked; every
+bad value is refused here, naming the argument and the value. Durations are seconds. Nothing here
+starts anything.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import logging
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["ExecutorBackend", "ManagerConfig", "ProcessLoggingConfig", "duration", "positive_int"]
 
@@ -27,8 +26,7 @@ class ExecutorBackend(StrEnum):
     INLINE = "inline"
 
 
-@dataclass(frozen=True)
-class ProcessLoggingConfig:
+class ProcessLoggingConfig(NamedTuple):
     """How log records of worker processes reach this process.
 
     ``level``: the lowest level forwarded; ``target_logger``: handles every record (default: the
@@ -124,9 +122,8 @@ def log_level(name: str, value: Any) -> int:
     raise ValueError(f"{name} must be a logging level such as 20 or 'INFO', not {value!r}.")
 
 
-@dataclass(frozen=True)
-class ManagerConfig:
-    """What a manager was asked for, checked. See ``LeasedExecutorManager`` for the meanings."""
+class ManagerConfig(NamedTuple):
+    """What a manager was asked for. See ``LeasedExecutorManager`` for the meanings."""
 
     max_pools: int
     min_pools: int = 1
@@ -144,7 +141,8 @@ class ManagerConfig:
     call_timeout: float | None = None
     shutdown_grace_seconds: float = 10.0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse bad values: ``TypeError`` or ``ValueError``, with the argument and the value."""
         for name in ("max_pools", "min_pools", "workers_per_pool", "units_per_pool"):
             positive_int(name, getattr(self, name))
         if self.min_pools > self.max_pools:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 __all__ = ["Event", "Notifier", "Subscriber"]
@@ -18,8 +18,7 @@ __all__ = ["Event", "Notifier", "Subscriber"]
 _logger = logging.getLogger("leasepool")
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One thing that happened. ``kind`` is a name such as ``"lease_expired"``.
 
     ``facts`` holds its particulars (names, numbers, ids; never argument values).
@@ -29,7 +28,7 @@ class Event:
     manager: str
     text: str
     level: int = logging.DEBUG
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 class Subscriber(NamedTuple):

@@ -108,6 +108,7 @@ class LeasedExecutorManager:
             call_timeout=call_timeout,
             shutdown_grace_seconds=shutdown_grace_seconds,
         )
+        config.check()
         kind = resolve(backend)
         if process_logging.enabled and not kind.supports_log_forwarding:
             raise ValueError(

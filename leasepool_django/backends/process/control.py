@@ -19,7 +19,7 @@ from typing import Any
 
 from . import wire
 from .preparation import Setup, boot_command
-from .system import kill_marked
+from .system import LINUX, TUNABLES, kill_marked
 
 __all__ = ["ForkServerProcess"]
 
@@ -28,6 +28,9 @@ EXIT_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # until what could not be looked for is looked for again
 # In the environment of the fork server, of its workers, and of what those start.
 MARK = "LEASEPOOL_FORK_SERVER"
+# Has the C library ask for huge pages. A fork copies a table of all pages: with 400 MB of preloaded
+# objects a new worker is there in half the time.
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 class ForkServerProcess:
@@ -158,6 +161,14 @@ class ForkServerProcess:
             os.close(self._pidfds.pop())
 
 
+def _with_huge_pages() -> dict[str, str]:
+    """What the fork server has in its environment for its C library, beside the user's own."""
+    own = os.environ.get(TUNABLES, "")
+    if not LINUX or HUGE_PAGES.partition("=")[0] in own:
+        return {}
+    return {TUNABLES: f"{own}:{HUGE_PAGES}" if own else HUGE_PAGES}
+
+
 def _launch(control: socket.socket, path_reader: int, mark: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         boot_command(
@@ -166,10 +177,11 @@ def _launch(control: socket.socket, path_reader: int, mark: str) -> subprocess.P
             "leasepool_django.backends.process.forkserver",
             control.fileno(),
             os.getpid(),
+            os.environ.get(TUNABLES, ""),
         ),
         stdin=subprocess.DEVNULL,
         pass_fds=(control.fileno(), path_reader),
-        env={**os.environ, MARK: mark},
+        env={**os.environ, **_with_huge_pages(), MARK: mark},
         # A group of its own keeps Ctrl-C away; a session of its own would make `nice` useless
         # where the kernel groups by session.
         process_group=0,

@@ -25,15 +25,13 @@ from django.core import mail
 from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 from django.core.exceptions import ImproperlyConfigured
-from django.core.handlers.asgi import ASGIRequest
-from django.core.handlers.wsgi import WSGIRequest
 from django.db import connections, reset_queries
 from django.db.backends.signals import connection_created
-from django.http import HttpRequest
 from django.utils import timezone, translation
 from django.utils.module_loading import import_string
 from django.utils.translation import trans_real
 
+from ...worker import in_worker
 from .django_frames import frame_locals
 from .django_testing import Tests, describe_tests, follow_tests, report_mail
 from .preparation import flush_streams
@@ -63,9 +61,19 @@ Captured = tuple[str | None, Zone] | tuple[str | None, Zone, Tests]
 _mail = vars(mail)
 
 
-_REQUEST = "a request belongs to its connection. Send the data of it that the function needs"
-# Types of arguments that are refused although pickle may take them, and why.
-REFUSED: dict[type, str] = {HttpRequest: _REQUEST, WSGIRequest: _REQUEST, ASGIRequest: _REQUEST}
+def _refused() -> dict[type, str]:
+    """Types of arguments that are refused although pickle may take them, and why."""
+    if in_worker():  # which sends no calls, and is ready sooner without these modules
+        return {}
+    from django.core.handlers.asgi import ASGIRequest
+    from django.core.handlers.wsgi import WSGIRequest
+    from django.http import HttpRequest
+
+    why = "a request belongs to its connection. Send the data of it that the function needs"
+    return {HttpRequest: why, WSGIRequest: why, ASGIRequest: why}
+
+
+REFUSED = _refused()
 
 
 # -- set-up -----------------------------------------------------------------------------------

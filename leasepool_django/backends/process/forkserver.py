@@ -19,19 +19,23 @@ import socket
 import sys
 import threading
 import traceback
-from contextlib import suppress
 from typing import BinaryIO
 
 from ...worker import mark_worker
 from . import wire, worker
-from .preparation import Setup, boot_command, flush_streams, prepare
+from .preparation import Setup, boot_command, flush_streams, prepare, rare_collections
 from .system import (
     LINUX,
+    TUNABLES,
     adopt_orphans,
     children,
+    ended_child,
+    kill_group,
     live_on,
     open_pidfd,
     open_standard_descriptors,
+    reap,
+    wait_for_end,
 )
 from .timers import watch
 
@@ -40,10 +44,18 @@ __all__ = ["main"]
 LOOK_MILLISECONDS = 500  # between two looks at what no descriptor tells
 
 
-def main(source: BinaryIO, control_fd: str, parent: str) -> None:
-    """Entry point after ``BOOT``; ``source`` is the open control socket as a file."""
+def main(source: BinaryIO, control_fd: str, parent: str, tunables: str) -> None:
+    """Entry point after ``BOOT``, whose ``source`` has been read.
+
+    ``tunables``: what the server has in its environment as ``TUNABLES``, for what users' functions
+    start; this process has its own.
+    """
     mark_worker()
     source.close()
+    if tunables:
+        os.environ[TUNABLES] = tunables
+    else:
+        os.environ.pop(TUNABLES, None)
     control = socket.socket(fileno=int(control_fd))
     control.settimeout(None)  # see link.Link
     # It came here through exec and must not go further with that.
@@ -155,7 +167,9 @@ class ForkServer:
 
     def _prepare(self, body: bytes) -> None:
         try:
-            self._prepare_workers(body)
+            # Until what there is is frozen: the first collection looks at all that was imported.
+            with rare_collections():
+                self._prepare_workers(body)
         except (BrokenPipeError, ConnectionResetError):
             raise
         except BaseException:  # noqa: BLE001 - the parent shows it
@@ -261,12 +275,12 @@ class ForkServer:
     def _reap(self) -> None:
         """Report workers that ended, after killing whatever they had started."""
         ended = []
-        while pid := _ended_child():
+        while pid := ended_child():
             number = self.workers.pop(pid, None)
             if number is not None:
                 # While it is not reaped, no other process and no other group can have its number.
-                _kill_group(pid)
-            status = _reap(pid)
+                kill_group(pid)
+            status = reap(pid)
             self.immune.discard(pid)
             if number is not None:
                 ended.append((number, os.waitstatus_to_exitcode(status)))
@@ -316,53 +330,11 @@ class ForkServer:
             except ProcessLookupError:
                 continue
         for pid in list(self.workers):
-            _wait_for_end(pid)
-            _kill_group(pid)
-            _reap(pid)
+            wait_for_end(pid)
+            kill_group(pid)
+            reap(pid)
             del self.workers[pid]
         self._kill_strays()
-
-
-# Where there is no waitid() (macOS before Python 3.13), to look is to reap.
-_reaped: dict[int, int] = {}
-
-
-def _ended_child() -> int:
-    """A child that has ended, to be given to ``_reap``; 0 if there is none."""
-    try:
-        if hasattr(os, "waitid"):
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            return 0 if found is None else found.si_pid
-        pid, status = os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return 0
-    _reaped[pid] = status
-    return pid
-
-
-def _wait_for_end(pid: int) -> None:
-    with suppress(ChildProcessError):
-        if hasattr(os, "waitid"):
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        else:
-            _reaped[pid] = os.waitpid(pid, 0)[1]
-
-
-def _reap(pid: int) -> int:
-    """Let go of a child that has ended; its status as ``waitpid`` gives it."""
-    status = _reaped.pop(pid, None)
-    if status is None:
-        try:
-            _, status = os.waitpid(pid, 0)
-        except ChildProcessError:
-            return 0
-    return status
-
-
-def _kill_group(pid: int) -> None:
-    """Kill what is left of the group that a worker leads, or led."""
-    with suppress(ProcessLookupError, PermissionError):  # nobody that this process may kill
-        os.killpg(pid, signal.SIGKILL)
 
 
 class _ParentWatch:

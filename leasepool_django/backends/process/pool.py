@@ -30,7 +30,7 @@ from .driver import HANG_UP_SECONDS, ProcessWorker
 from .encoding import Encoder
 from .options import OPTIONS, make_setup, max_shared_bytes
 from .outcomes import crashed, manner
-from .preparation import Setup, main_module
+from .preparation import main_module
 
 if TYPE_CHECKING:
     from ...engine.config import ManagerConfig
@@ -145,8 +145,7 @@ class ProcessBackend(Encoder, Backend):
     def _launch(self) -> None:
         main = main_module()
         self.main_importable = main is not None
-        known = {"argv": list(sys.argv), "main": main, "tests": self._describe_tests()}
-        setup = Setup(**{**vars(self._setup), **known})
+        setup = self._setup._replace(argv=tuple(sys.argv), main=main, tests=self._describe_tests())
         self._prepared = False
         self._server_failure = None
         server = ForkServerProcess(setup, self._replied)

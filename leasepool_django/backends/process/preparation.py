@@ -15,10 +15,16 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Setup", "boot_command", "flush_streams", "main_module", "prepare"]
+__all__ = [
+    "Setup",
+    "boot_command",
+    "flush_streams",
+    "main_module",
+    "prepare",
+    "rare_collections",
+]
 
 # Importing leaves next to no garbage, and to look for it, in all that was imported before, takes a
 # twentieth of the time. There are 50,000 such objects when Django is set up.
@@ -34,8 +40,7 @@ BOOT = (
 )
 
 
-@dataclass(frozen=True)
-class Setup:
+class Setup(NamedTuple):
     """Everything about the workers of one manager that does not change. Pickled once.
 
     ``main``: how to import the parent's main module again, see ``main_module``; ``tests``: what a
@@ -46,7 +51,7 @@ class Setup:
 
     name: str
     spawn: bool
-    argv: list[str] = field(default_factory=list)
+    argv: tuple[str, ...] = ()
     main: tuple[str, str] | None = None
     hooks: str | None = None
     preload: tuple[str, ...] = ()
@@ -107,7 +112,8 @@ def flush_streams() -> None:
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
+def rare_collections() -> Iterator[None]:
+    """Let the garbage collector wait while modules are imported. Its thresholds come back."""
     usual = gc.get_threshold()
     rare = (OBJECTS_BETWEEN_COLLECTIONS, *usual[1:])
     gc.set_threshold(*rare)
@@ -118,7 +124,6 @@ def _rare_collections() -> Iterator[None]:
             gc.set_threshold(*usual)
 
 
-@_rare_collections()
 def prepare(setup: Setup) -> Any:
     """Make this process ready for the user's functions; returns the hooks module or ``None``.
 

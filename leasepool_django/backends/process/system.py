@@ -14,6 +14,7 @@ import re
 import select
 import signal
 import sys
+from contextlib import suppress
 from functools import cache
 from time import monotonic
 from typing import Any
@@ -27,17 +28,22 @@ __all__ = [
     "children",
     "dead_children",
     "die_with_parent",
+    "ended_child",
     "has_ended",
+    "kill_group",
     "kill_marked",
     "live_on",
     "mark_of_this_process",
     "open_pidfd",
     "open_standard_descriptors",
     "raise_oom_score",
+    "reap",
     "resident_bytes",
+    "wait_for_end",
 ]
 
 LINUX = sys.platform.startswith("linux")
+TUNABLES = "GLIBC_TUNABLES"  # the environment variable that glibc reads when a process starts
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _MADV_WIPEONFORK = 18
@@ -208,6 +214,49 @@ def dead_children() -> int:
 def _is_dead(pid: int) -> bool:
     with open(f"/proc/{pid}/stat", "rb") as stat:
         return stat.read().rpartition(b")")[2].split()[0] == b"Z"
+
+
+# Where there is no waitid() (macOS before Python 3.13), to look is to reap.
+_reaped: dict[int, int] = {}
+
+
+def ended_child() -> int:
+    """A child that has ended, to be given to ``reap``; 0 if there is none."""
+    try:
+        if hasattr(os, "waitid"):
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            return 0 if found is None else found.si_pid
+        pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return 0
+    _reaped[pid] = status
+    return pid
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a child has ended, without reaping it where that is possible."""
+    with suppress(ChildProcessError):
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        else:
+            _reaped[pid] = os.waitpid(pid, 0)[1]
+
+
+def reap(pid: int) -> int:
+    """Let go of a child that has ended; its status as ``waitpid`` gives it."""
+    status = _reaped.pop(pid, None)
+    if status is None:
+        try:
+            _, status = os.waitpid(pid, 0)
+        except ChildProcessError:
+            return 0
+    return status
+
+
+def kill_group(pid: int) -> None:
+    """Kill what is left of the group that a worker leads, or led."""
+    with suppress(ProcessLookupError, PermissionError):  # nobody that this process may kill
+        os.killpg(pid, signal.SIGKILL)
 
 
 def has_ended(pidfd: int, within: float = 0.0) -> bool:

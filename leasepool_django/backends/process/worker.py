@@ -24,7 +24,7 @@ from . import wire
 from .carriers import Carriers
 from .errors import forget_frames, leading_frames, note
 from .link import LOST, Link
-from .preparation import Setup, flush_streams, prepare
+from .preparation import Setup, flush_streams, prepare, rare_collections
 from .records import forwarding
 from .shared import COPIED_WHOLE, THRESHOLD, Buffer, Payload, dump, load_parts
 from .system import (
@@ -78,7 +78,8 @@ def run(channel: socket.socket, parent: int, setup: Setup, hooks: Any) -> int:
         if setup.spawn:
             watch()
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            hooks = prepare(setup)
+            with rare_collections():
+                hooks = prepare(setup)
         _begin(setup, hooks)
     except BaseException:  # noqa: BLE001 - the parent shows it
         link.send(wire.message(wire.FAILED, traceback.format_exc()))
