@@ -75,6 +75,11 @@ def spin(path: Path | None = None) -> NoReturn:
         pass
 
 
+def spin_with(path: Path, value: object) -> NoReturn:
+    """The same, with something to hold."""
+    spin(path)
+
+
 def count_up() -> int:
     """Return how many times this worker was here."""
     return next(_counter)

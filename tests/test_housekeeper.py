@@ -96,6 +96,94 @@ def test_a_job_may_post_another(keeper: Housekeeper) -> None:
     assert done.wait(10)
 
 
+def test_duties_are_done_in_steps_and_jobs_do_not_wait_for_their_end(keeper: Housekeeper) -> None:
+    taken: list[str] = []
+    go_on = threading.Event()
+
+    def duty() -> Iterator[None]:
+        while not go_on.is_set():
+            taken.append(threading.current_thread().name)
+            yield
+        taken.append("last")
+
+    keeper.see_to(duty())
+    wait_until(lambda: len(taken) > 2)
+    on_thread(keeper, lambda: None)
+    so_far = len(taken)
+    wait_until(lambda: len(taken) > so_far)
+    go_on.set()
+    wait_until(lambda: taken[-1] == "last")
+    assert set(taken) == {"test-housekeeper", "last"}
+
+
+def test_duties_that_fail_are_logged_and_others_are_done(
+    keeper: Housekeeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = threading.Event()
+
+    def failing() -> Iterator[None]:
+        yield
+        raise ZeroDivisionError("a defect")
+
+    def working() -> Iterator[None]:
+        yield
+        done.set()
+
+    keeper.see_to(failing())
+    keeper.see_to(working())
+    assert done.wait(10)
+    [record] = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_duties_are_done_when_the_thread_ends_or_has_ended(ticks: Ticks) -> None:
+    done: list[tuple[str, str]] = []
+
+    def duty(name: str) -> Iterator[None]:
+        yield
+        done.append((name, threading.current_thread().name))
+
+    with keeping(ticks) as keeper:
+
+        def end() -> None:
+            keeper.see_to(duty("before"))
+            keeper.stop(lambda: None)
+            keeper.see_to(duty("ending"))
+
+        keeper.post(end)
+        wait_until(lambda: not is_alive())
+        keeper.see_to(duty("after"))
+    here = threading.current_thread().name
+    assert sorted(done) == [
+        ("after", here),
+        ("before", "test-housekeeper"),
+        ("ending", "test-housekeeper"),
+    ]
+
+
+def test_a_duty_that_has_begun_is_done_when_the_thread_ends(keeper: Housekeeper) -> None:
+    done = threading.Event()
+    begun = threading.Event()
+    stopping = threading.Event()
+
+    def duty() -> Iterator[None]:
+        begun.set()
+        while not stopping.is_set():
+            yield
+        yield
+        done.set()
+
+    def end() -> None:
+        keeper.stop(lambda: None)
+        stopping.set()
+
+    keeper.see_to(duty())
+    assert begun.wait(10)
+    keeper.post(end)
+    assert done.wait(10)
+
+
 def test_what_fails_is_logged_and_the_thread_goes_on(
     keeper: Housekeeper, caplog: pytest.LogCaptureFixture
 ) -> None:

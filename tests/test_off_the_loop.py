@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from leasepool_django import LeasedExecutorManager
-from leasepool_django.backends.process import shared
+from leasepool_django.backends.process import driver, shared
 from leasepool_django.backends.process.driver import ProcessWorker
 from leasepool_django.backends.process.encoding import Encoder
 from leasepool_django.backends.process.pool import ProcessBackend
@@ -21,6 +22,7 @@ from leasepool_django.backends.process.shared import Payload, Segment
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
 from tests.process_pools import new_manager, running
+from tests.shared_jobs import shared_memory_in_use
 from tests.waiting import async_wait_until
 
 # What growing, respawning, killing and shrinking come to, and how the end of a process is met.
@@ -84,6 +86,42 @@ async def longest_turn(work: asyncio.Task[Any]) -> float:
         now = time.perf_counter()
         longest, before = max(longest, now - before), now
     return longest
+
+
+@pytest.mark.skipif(not shared.AVAILABLE, reason="needs memfd_create (Linux)")
+@pytest.mark.parametrize("end", ["a cancelled call", "time"])
+def test_large_memory_is_given_up_in_steps_and_elsewhere(
+    end: str, loop_runner: LoopRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+    let_go = Segment.let_go
+
+    def spied(segment: Segment, *, alone: bool) -> Iterator[None]:
+        for step in let_go(segment, alone=alone):
+            steps.append(threading.get_ident())
+            yield step
+
+    monkeypatch.setattr(Segment, "let_go", spied)
+    monkeypatch.setattr(driver, "KEEP_SECONDS", 0.2)
+    size = 50_000_000
+
+    async def live(manager: LeasedExecutorManager) -> int:
+        await manager.start()
+        value = bytes(size)
+        if end == "time":
+            assert await manager.run(len, value) == size
+        else:
+            spinning = asyncio.create_task(manager.run(jobs.spin_with, tmp_path / "on", value))
+            await async_wait_until((tmp_path / "on").exists)
+            spinning.cancel()
+            assert await manager.run(len, b"") == 0
+        await async_wait_until(lambda: shared_memory_in_use() == 0)
+        await manager.stop()
+        return threading.get_ident()
+
+    here = loop_runner(live(new_manager()))
+    assert len(steps) >= size >> 22
+    assert here not in steps
 
 
 @pytest.mark.skipif(not shared.AVAILABLE, reason="needs memfd_create (Linux)")

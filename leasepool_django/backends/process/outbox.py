@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from . import wire
@@ -31,10 +31,13 @@ class Outbox:
     stands for a payload that is being written to shared memory, and of which nothing is sent yet;
     ``stale``, whether the segments have not been used for so long that the next call without need
     of them is to ``trim`` them. Both together take no more than ``max_shared_bytes``, but for the
-    moment in which one takes the place of another.
+    moment in which one takes the place of another. ``let_go`` is given the segments that are done
+    with, and closes them.
     """
 
-    def __init__(self, channel: socket.socket, max_shared_bytes: int) -> None:
+    def __init__(
+        self, channel: socket.socket, max_shared_bytes: int, let_go: Callable[[Segment], None]
+    ) -> None:
         self.unsent: list[memoryview] = []
         self.results: Segment | None = None
         self.results_read = False
@@ -44,6 +47,7 @@ class Outbox:
         self._arguments: Segment | None = None  # what calls are written to
         self._channel = channel
         self._max_shared_bytes = max_shared_bytes
+        self._let_go = let_go
         self._sharing = False  # whether the last payload with buffers went by the segment
         self._crowded = False  # whether an argument segment, too large by now, took a result's room
         # Goes along with the first byte, and only when the worker has asked: to look for one with
@@ -79,7 +83,7 @@ class Outbox:
                 pass  # no memory left
             finally:
                 if not written and segment is not self._arguments:
-                    segment.close()
+                    self._let_go(segment)
         self._announce(payload, segment if written else None)
 
     def write_on(self) -> bool:
@@ -104,7 +108,7 @@ class Outbox:
             pass  # no memory left
         finally:
             if not written and segment is not self._arguments:
-                segment.close()
+                self._let_go(segment)
         self._announce(payload, segment if written else None)
 
     def _segment_for(self, payload: Payload) -> Segment | None:
@@ -250,12 +254,12 @@ class Outbox:
     def give_up_arguments(self) -> None:
         """The function kept a part of its arguments: the segment must not be written again."""
         if self._arguments is not None:
-            self._arguments.close()
+            self._let_go(self._arguments)
             self._arguments = None
 
     def _give_up_results(self) -> None:
         if self.results is not None:
-            self.results.close()
+            self._let_go(self.results)
             self.results = None
 
     def close(self) -> None:
