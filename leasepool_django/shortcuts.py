@@ -28,6 +28,7 @@ from .middleware import is_no_capacity, no_capacity_response
 
 __all__ = [
     "OffloadOptions",
+    "OffloadedClassMethod",
     "OffloadedFunction",
     "OffloadedMethod",
     "offload",
@@ -185,17 +186,7 @@ class OffloadedFunction(_Offloaded[P, T]):
         call_timeout: float | None = None,
         owner: str | None = None,
     ) -> None:
-        _refuse_uncallable(function)
-        if iscoroutinefunction(function):
-            raise TypeError(
-                f"offload() takes plain functions, and {function!r} is a coroutine function. "
-                "Offload the part of it that keeps a processor busy, and await the rest as it is."
-            )
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(
-                f"offload() takes functions that return their result, and {function!r} is a "
-                "generator function. Return a list."
-            )
+        _refuse_kinds(function)
         functools.update_wrapper(self, function)
         self._options = OffloadOptions(self, pool, timeout, call_timeout, owner)
 
@@ -225,33 +216,72 @@ class OffloadedFunction(_Offloaded[P, T]):
             named = self  # pickle says what is wrong with the name
         if named is self:
             return self.__qualname__
+        if getattr(named, "__func__", None) is self:
+            # Up to Python 3.12 the class comes through __get__; since then only this does.
+            raise TypeError(
+                f"{self.__qualname__}: a class method under @classmethod is not told its class. "
+                "Write @offload above @classmethod."
+            )
         # `fast = offload(plain)`: the name leads to the plain function, and that is what is sent.
         return pkgutil.resolve_name, (path,)
 
 
 class OffloadedMethod(_Offloaded[P, T]):
-    """An offloaded function bound to an instance, which is sent as its first argument."""
+    """An offloaded function bound to an instance or a class.
+
+    An instance is sent as the first argument; in a class the worker finds the method by its name.
+    """
 
     def __init__(
         self, method: Callable[P, T], options: OffloadOptions[P, T], instance: object
     ) -> None:
         functools.update_wrapper(self, method, updated=())
         self.__self__ = instance
-        self._options = replace(options, bound=(instance,))
+        if isinstance(instance, type):
+            self._options = replace(options, function=self, bound=())
+        else:
+            self._options = replace(options, bound=(instance,))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self.__self__, self.__name__)
 
 
-def _refuse_uncallable(function: object) -> None:
-    if callable(function):
-        return
-    hint = "Decorate a function with it."
-    if isinstance(function, str):
-        hint = f"To name a pool, write @offload(pool={function!r})."
-    elif isinstance(function, classmethod):
-        hint = "Write @classmethod above @offload."
-    raise TypeError(f"offload() takes a function, not {function!r}. {hint}")
+class OffloadedClassMethod(Generic[P, T]):
+    """What ``@offload`` above ``@classmethod`` gives: each class has it as an offloaded method."""
+
+    def __init__(self, method: classmethod[Any, P, T], **settings: Any) -> None:
+        self._function: OffloadedFunction[Any, T] = OffloadedFunction(method.__func__, **settings)
+        self._method = method
+        self.__wrapped__ = method
+        self.__doc__ = method.__doc__
+
+    def __get__(self, instance: object, owner: type | None = None, /) -> OffloadedMethod[P, T]:
+        owner = type(instance) if owner is None else owner
+        options: OffloadOptions[P, T] = self._function.options()
+        return OffloadedMethod(self._method.__get__(instance, owner), options, owner)
+
+
+def _refuse_kinds(function: object) -> None:
+    """Refuse what cannot be run on a worker, where it is written."""
+    if not callable(function):
+        hint = "Decorate a function with it."
+        if isinstance(function, str):
+            hint = f"To name a pool, write @offload(pool={function!r})."
+        raise TypeError(f"offload() takes a function, not {function!r}. {hint}")
+    if iscoroutinefunction(function):
+        raise TypeError(
+            f"offload() takes plain functions, and {function!r} is a coroutine function. "
+            "Offload the part of it that keeps a processor busy, and await the rest as it is."
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"offload() takes functions that return their result, and {function!r} is a "
+            "generator function. Return a list."
+        )
+
+
+@overload
+def offload(function: classmethod[Any, P, T], /) -> OffloadedClassMethod[P, T]: ...
 
 
 @overload
@@ -265,30 +295,44 @@ def offload(
     timeout: float | None = ...,
     call_timeout: float | None = ...,
     owner: str | None = ...,
-) -> Callable[[Callable[P, T]], OffloadedFunction[P, T]]: ...
+) -> _OffloadDecorator: ...
 
 
 def offload(
-    function: Callable[P, T] | None = None,
+    function: Any = None,
     /,
     *,
     pool: str = DEFAULT_ALIAS,
     timeout: float | None = None,
     call_timeout: float | None = None,
     owner: str | None = None,
-) -> OffloadedFunction[P, T] | Callable[[Callable[P, T]], OffloadedFunction[P, T]]:
+) -> Any:
     """Decorate a function so that ``await f.run(...)`` runs it on a worker of ``pool``.
 
     Works as ``@offload`` and as ``@offload(pool="reports", timeout=2.0)``. ``timeout``: seconds to
     wait for a worker; ``call_timeout``: seconds a call may run; ``owner``: free text for logs.
+    For a class method it stands above ``@classmethod``.
     """
-
-    def decorate(function: Callable[P, T]) -> OffloadedFunction[P, T]:
-        return OffloadedFunction(
-            function, pool=pool, timeout=timeout, call_timeout=call_timeout, owner=owner
-        )
-
+    decorate = _OffloadDecorator(pool=pool, timeout=timeout, call_timeout=call_timeout, owner=owner)
     return decorate if function is None else decorate(function)
+
+
+class _OffloadDecorator:
+    """What ``offload(...)`` returns: it takes a function or a class method."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings = settings
+
+    @overload
+    def __call__(self, function: classmethod[Any, P, T], /) -> OffloadedClassMethod[P, T]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> OffloadedFunction[P, T]: ...
+
+    def __call__(self, function: Any, /) -> Any:
+        if isinstance(function, classmethod):
+            return OffloadedClassMethod(function, **self._settings)
+        return OffloadedFunction(function, **self._settings)
 
 
 class _LeaseDecorator:

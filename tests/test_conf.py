@@ -254,6 +254,12 @@ def test_none_is_allowed_where_there_may_be_no_limit(settings: Settings, name: s
             "abstract",
             "BACKEND",
         ),
+        (
+            {"default": {"BACKEND": "leasepool_django.backends.executor.ExecutorClassBackend"}},
+            ProblemId.UNKNOWN_BACKEND,
+            "abstract",
+            "BACKEND",
+        ),
         ({"default": {"BACKEND": 7}}, ProblemId.UNKNOWN_BACKEND, "7", ""),
         ({"default": {"FORWARD_LOGS": "yes"}}, ProblemId.BAD_FLAG, "'yes'", "LOG_LEVEL"),
         ({"default": {"LOG_LEVEL": "LOUD"}}, ProblemId.BAD_LOG_LEVEL, "'LOUD'", "LOG_LEVEL"),

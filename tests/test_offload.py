@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +186,6 @@ def test_bad_options_are_refused_where_they_are_written(options: dict[str, Any])
     [
         ("reports", r"write @offload\(pool='reports'\)"),
         (5, "Decorate a function"),
-        (classmethod(lambda cls: None), "Write @classmethod above @offload"),
     ],
 )
 def test_what_is_no_function_is_not_offloaded(wrong: Any, hint: str) -> None:
@@ -222,9 +222,20 @@ class Scale:
     def thrice(number: int) -> int:
         return 3 * number
 
+    @offload(pool="reports")
+    @classmethod
+    def name(cls, suffix: str) -> str:
+        """Give the name of the class."""
+        return cls.__name__ + suffix
+
+    @offload
+    @classmethod
+    def class_pid(cls) -> int:
+        return os.getpid()
+
     @classmethod
     @offload
-    def name(cls, suffix: str) -> str:
+    def hidden(cls, suffix: str) -> str:
         return cls.__name__ + suffix
 
     measure = offload(len)
@@ -275,8 +286,55 @@ def test_what_does_not_bind_is_the_function_itself() -> None:
     for owner in owners:
         assert owner.twice(4) == owner.twice.run_sync(4) == 8
         assert owner.thrice(4) == owner.thrice.run_sync(4) == 12
-        assert owner.name("!") == "Scale!"
         assert owner.measure("four") == owner.measure.run_sync("four") == 4
+
+
+class Ruler(Scale):
+    """Inherits them."""
+
+
+def test_an_offloaded_class_method_runs_with_the_class_it_was_looked_up_on(
+    loop_runner: LoopRunner, backend: str
+) -> None:
+    owners: list[Any] = [Scale, Scale(3), Ruler, Ruler(3)]
+    ruler: Any = Ruler  # type checkers take a class method for what it is before it is offloaded
+    for owner, name in zip(owners, ["Scale!", "Scale!", "Ruler!", "Ruler!"], strict=True):
+        assert owner.name("!") == name
+        assert owner.name.run_sync("!") == name
+        assert loop_runner(owner.name.run("!")) == name
+    assert (pools["default"].started, pools["reports"].started) == (False, True)
+    assert ruler.name.options(pool="default", owner="me").run_sync("?") == "Ruler?"
+    assert (owners[0].class_pid.run_sync() == os.getpid()) == (backend == "thread")
+    assert run_in_pool_sync(ruler.name, "!") == "Ruler!"
+
+
+def test_an_offloaded_class_method_looks_like_a_method() -> None:
+    method: Any = Ruler.name
+    assert method.__name__ == "name"
+    assert method.__doc__ == "Give the name of the class."
+    assert str(inspect.signature(method)) == "(suffix: 'str') -> 'str'"
+    assert repr(method) == "<offloaded tests.test_offload.Scale.name on 'reports'>"
+    assert pickle.loads(pickle.dumps(method))("!") == "Ruler!"
+
+
+def test_a_class_method_that_hides_its_class_is_refused_where_it_would_be_lost(
+    backend: str,
+) -> None:
+    """From Python 3.13 on ``classmethod`` no longer asks what it wraps."""
+    ruler: Any = Ruler
+    assert ruler.hidden("!") == "Ruler!"
+    if sys.version_info < (3, 13):
+        assert ruler.hidden.run_sync("!") == "Ruler!"
+    elif backend == "process":
+        with pytest.raises(NotPicklableError, match="Write @offload above @classmethod") as caught:
+            ruler.hidden.run_sync("!")
+        assert "Scale.hidden" in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [coroutine_function, generator_function])
+def test_a_class_method_that_cannot_run_on_a_worker_is_not_offloaded(function: Any) -> None:
+    with pytest.raises(TypeError, match=r"^offload\(\) takes"):
+        offload(classmethod(function))
 
 
 def test_an_instance_that_cannot_be_sent_is_named(backend: str) -> None:

@@ -185,9 +185,12 @@ def resolve(backend: Any) -> type[Backend]:
                 f"The backend {backend!r} cannot be imported: {type(error).__name__}: {error}."
             ) from error
     if isinstance(target, type) and issubclass(target, (Backend, Executor)):
-        # Executor has no mark of an abstract class; its submit() only raises.
-        if getattr(target, "__abstractmethods__", None) or (
-            issubclass(target, Executor) and target.submit is Executor.submit
+        # Executor has no mark of an abstract class; its submit() only raises. Nor has a backend
+        # that is there for others to be made of it: it has no name.
+        if (
+            getattr(target, "__abstractmethods__", None)
+            or (issubclass(target, Executor) and target.submit is Executor.submit)
+            or (issubclass(target, Backend) and not hasattr(target, "name"))
         ):
             raise UnsupportedBackendError(
                 f"The backend {backend!r} is an abstract class, which runs nothing. Use a class "
