@@ -22,7 +22,7 @@ from .conf import DEFAULT_ALIAS
 from .engine.calls import checked_owner
 from .engine.config import optional_duration, positive_int
 from .engine.coroutines import coroutine_function, refuse_running_loop
-from .exceptions import LeasePoolNotStartedError, LeaseUnavailableError
+from .exceptions import LeasePoolNotStartedError, LeaseUnavailableError, NotPicklableError
 from .handler import pools
 from .middleware import is_no_capacity, no_capacity_response
 
@@ -218,9 +218,11 @@ class OffloadedFunction(_Offloaded[P, T]):
             return self.__qualname__
         if getattr(named, "__func__", None) is self:
             # Up to Python 3.12 the class comes through __get__; since then only this does.
-            raise TypeError(
-                f"{self.__qualname__}: a class method under @classmethod is not told its class. "
-                "Write @offload above @classmethod."
+            raise NotPicklableError(
+                f"{self.__module__}.{self.__qualname__}: below @classmethod it is not told the "
+                "class. Write @offload above @classmethod.",
+                path="fn",
+                type_name=type(self).__qualname__,
             )
         # `fast = offload(plain)`: the name leads to the plain function, and that is what is sent.
         return pkgutil.resolve_name, (path,)
