@@ -1,7 +1,8 @@
 """How often, and in which order: contenders take turns over several rounds.
 
 Every cell (one contender, one group, one loop) runs in a process of its own, so that none disturbs
-another. What drifts on the machine meanwhile meets all of them; ratios are taken within a round.
+another, or in several where each can measure only once. What drifts on the machine meanwhile meets
+all of them; ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .measuring import NO_LOOP, Effort
@@ -70,21 +72,25 @@ def _turns(group: Group, effort: Effort, number: int) -> Iterator[tuple[str, str
 def _measure(
     group: Group, contender: str, loop: str, effort: Effort, number: int, *, floor: bool
 ) -> Cell:
-    with tempfile.TemporaryDirectory() as folder:
-        out, said = Path(folder, "out.json"), Path(folder, "stderr.txt")
-        spec = {
-            "group": group.name,
-            "contender": contender,
-            "loop": loop,
-            "quick": effort.quick,
-            "floor": floor,
-            "out": str(out),
-        }
-        command = [sys.executable, "-m", "benchmarks.cell", json.dumps(spec)]
-        found = run_cell(command, out, said, group.timeout)
-    return Cell(
-        number, group.name, contender, loop, floor, found.get("figures", {}), found.get("reason")
-    )
+    several: list[dict[str, float]] = []
+    for _ in range(effort.pick(group.processes, 1)):
+        with tempfile.TemporaryDirectory() as folder:
+            out, said = Path(folder, "out.json"), Path(folder, "stderr.txt")
+            spec = {
+                "group": group.name,
+                "contender": contender,
+                "loop": loop,
+                "quick": effort.quick,
+                "floor": floor,
+                "out": str(out),
+            }
+            command = [sys.executable, "-m", "benchmarks.cell", json.dumps(spec)]
+            found = run_cell(command, out, said, group.timeout)
+        if "figures" not in found:
+            return Cell(number, group.name, contender, loop, floor, {}, found["reason"])
+        several.append(found["figures"])
+    figures = {metric: median(one[metric] for one in several) for metric in several[0]}
+    return Cell(number, group.name, contender, loop, floor, figures)
 
 
 def run_cell(command: Sequence[str], out: Path, said: Path, timeout: float) -> dict[str, Any]:

@@ -131,6 +131,39 @@ def test_under_a_limit_of_the_server_the_socket_carries_what_is_too_large(
     assert ended.stdout == "arrived\n", ended.stderr
 
 
+FORKING = """
+    import os
+    from leasepool_django import LeasedExecutorManager, WorkerCrashedError
+    from tests import shared_jobs as jobs
+    from tests.waiting import wait_until
+
+    if __name__ == "__main__":
+        manager = LeasedExecutorManager(max_pools=1, workers_per_pool=1)
+        manager.start_sync()
+        kept = manager.run_sync(jobs.fill, 1_000_000, 3.0)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(not (kept == 3.0).all())
+        del kept
+        try:
+            manager.run_sync(os.abort)
+        except WorkerCrashedError:
+            wait_until(lambda: jobs.shared_memory_in_use() == 0)
+            os.close(writer)
+            print(os.waitpid(child, 0)[1])
+        manager.stop_sync()
+"""
+
+
+def test_a_result_that_a_fork_of_the_server_keeps_outlives_its_worker(tmp_path: Path) -> None:
+    """Large memory of a dead worker is given up, but for what another process may see in it."""
+    ended = run_program(tmp_path, FORKING)
+    assert ended.stdout == "0\n", ended.stderr
+
+
 SHARING = """
     import sys
     from pathlib import Path

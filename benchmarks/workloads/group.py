@@ -41,6 +41,8 @@ class Group(ABC):
     """Names to show for floors, where their keys say too little."""
     pinned: ClassVar[bool] = False
     """Whether everything runs on one core."""
+    processes: ClassVar[int] = 1
+    """In how many, one after the other, a cell is measured; the median of their figures counts."""
     timeout: ClassVar[float] = 60.0
     """Seconds after which a cell is ended."""
 

@@ -181,7 +181,9 @@ class ProcessWorker(Worker):
         if segment.size < CLOSED_HERE:
             segment.close()
         else:
-            self._host.housekeeper.see_to(segment.let_go(alone=self._ended.is_set()))
+            # What a caller has kept of results may be in a process that was forked here.
+            alone = self._ended.is_set() and segment is not self._outbox.results
+            self._host.housekeeper.see_to(segment.let_go(alone=alone))
 
     def _used_memory(self) -> None:
         self._memory_used = monotonic()

@@ -256,8 +256,8 @@ class Segment:
     def let_go(self, *, alone: bool) -> Iterator[None]:
         """Do as ``close``, in steps of less than a millisecond.
 
-        ``alone``: no other process uses it any more. Without that the last step of all processes
-        takes a fifth of a millisecond for each megabyte, but does not hold the interpreter's lock.
+        ``alone``: no other process uses it, or what is in it, any more. Otherwise the last of all
+        steps takes a fifth of a millisecond for each megabyte, but without the interpreter's lock.
         """
         mapping, self._map = self._map, None
         fd, self.fd = self.fd, -1  # the number may be somebody else's next
