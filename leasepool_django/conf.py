@@ -25,7 +25,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from .backends.base import Backend, resolve
+from .backends.base import BUILT_IN, Backend, resolve
 from .backends.process.carriers import Carriers
 from .cores import usable_cores
 from .engine import LeasedExecutorManager
@@ -451,7 +451,12 @@ def _validate_alias(
         return None, problems
     if isinstance(backend, Enum):
         backend = backend.value
-    options = MappingProxyType(dict(options))
+    in_options = list(_option_problems(where, backend, options))
+    problems.extend(problem for _, problem in in_options)
+    refused = {name for name, _ in in_options}
+    if refused and backend not in BUILT_IN:  # one that may need what has another name
+        return None, problems
+    options = MappingProxyType({name: options[name] for name in options if name not in refused})
     return AliasConfig(alias=alias, backend=backend, options=options, **fields), problems
 
 
@@ -482,7 +487,12 @@ def _backend_problems(where: str, backend: Any, options: Any) -> Iterator[Proble
             f"{where}['OPTIONS'] must be a dictionary with string keys, not {_short(options)}.",
             "It holds keyword arguments for the backend, such as {'initializer': 'shop.setup'}.",
         )
-        return
+
+
+def _option_problems(
+    where: str, backend: Any, options: Mapping[str, Any]
+) -> Iterator[tuple[str, Problem]]:
+    """Options that the backend does not have or must not be given, with what to say of each."""
     known = _option_names(backend)
     for name in options:
         if name in _manager_parameters():
@@ -497,22 +507,19 @@ def _backend_problems(where: str, backend: Any, options: Any) -> Iterator[Proble
             )
         else:
             continue
-        yield Problem(
-            ProblemId.UNKNOWN_OPTION,
-            f"{where}['OPTIONS'] has {name!r}, which is not an option of the backend "
-            f"{_short(backend)}.",
-            hint,
-        )
+        text = f"{where}['OPTIONS'] has {name!r}, which is not an option of the backend "
+        yield name, Problem(ProblemId.UNKNOWN_OPTION, f"{text}{_short(backend)}.", hint)
     method = options.get("mp_context")
     if method is not None and _is_context(method):
         method = method.get_start_method()
     if isinstance(method, str) and method == "fork":
-        yield Problem(
+        problem = Problem(
             ProblemId.FORK_REFUSED,
             f"{where}['OPTIONS']['mp_context'] asks for 'fork', which is refused: forking a "
             "threaded server copies its locks, listening sockets and database connections.",
             "Leave it out, or use 'forkserver' or 'spawn'; 'preload' shares memory as fork does.",
         )
+        yield "mp_context", problem
 
 
 def _option_names(backend: Any) -> frozenset[str] | None:

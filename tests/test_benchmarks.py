@@ -30,7 +30,7 @@ from benchmarks.measuring import Effort, NotMeasuredError
 from benchmarks.processes import end_session
 from benchmarks.record import Record
 from benchmarks.rounds import Cell
-from benchmarks.workloads import NAMES, load, start
+from benchmarks.workloads import NAMES, footprint, load, start
 
 DASH = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -539,3 +539,26 @@ def test_the_time_of_each_round_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     cells = rounds.run_rounds(["footprint"], 2, Effort(quick=True), told.append)
     assert [(found.round, found.reason) for found in cells] == [(0, "not today"), (1, "not today")]
     assert told[1::2] == ["round 1 of 2 took 0 min 0 s", "round 2 of 2 took 0 min 0 s"]
+
+
+class Several(footprint.Footprint):
+    """One contender in three processes."""
+
+    contenders = ("django",)
+    processes = 3
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_of_several_processes_the_median_counts_if_all_have_figures(
+    failing: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rounds, "load", lambda _: Several())
+    answers: list[dict[str, Any]] = [{"figures": {"import": each}} for each in (9.0, 1.0, 2.0)]
+    if failing:
+        answers[1] = {"reason": "not today"}
+    left = iter(answers)
+    monkeypatch.setattr(rounds, "run_cell", lambda *_: next(left))
+    [found] = rounds.run_rounds(["footprint"], 1, Effort(quick=False), lambda _: None)
+    expected = ({}, "not today") if failing else ({"import": 2.0}, None)
+    assert (found.figures, found.reason) == expected

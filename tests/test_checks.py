@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import SpawnContext
 from pathlib import Path
@@ -14,40 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.core.checks import ERROR, run_checks
 
-from leasepool_django.backends.inline import InlineBackend
 from leasepool_django.conf import ProblemId
 from leasepool_django.cores import usable_cores
 from tests.findings import found, only
 
 if TYPE_CHECKING:
     from pytest_django.fixtures import Settings
-
-
-class Moody(InlineBackend):
-    """A backend of a user's own, which raises what it likes."""
-
-    def __init__(self, *_: Any) -> None:
-        raise RuntimeError("not today")
-
-
-class Needy(InlineBackend):
-    """A backend of a user's own, which takes any option, and needs one."""
-
-    def __init__(self, _config: Any, options: Mapping[str, Any]) -> None:
-        if "url" not in options:
-            raise ValueError("url is missing")
-        raise ValueError(f"retries: {options['retries']}")
-
-    @classmethod
-    def option_names(cls) -> None:  # type: ignore[override]
-        """Any."""
-
-
-class Silent(InlineBackend):
-    """A backend of a user's own, which does not say why it refuses."""
-
-    def __init__(self, *_: Any) -> None:
-        raise ValueError
 
 
 def test_ids_are_unique_and_well_formed() -> None:
@@ -165,7 +137,9 @@ def test_every_mistake_of_an_alias_is_told_at_once(settings: Settings) -> None:
             "WORKERS_PER_POOL": None,
             "OPTIONS": {
                 "initializer": "tests.no_such_module.f",
+                "mp_context": "fork",
                 "nice": "5",
+                "niceness": 5,
                 "max_tasks_per_child": 3,
                 "max_shared_bytes": -1,
                 "preload": ["tests.no_such_module"],
@@ -176,6 +150,8 @@ def test_every_mistake_of_an_alias_is_told_at_once(settings: Settings) -> None:
     assert [message.id for message in messages] == [
         ProblemId.BAD_COUNT,
         ProblemId.BAD_COUNT,
+        ProblemId.UNKNOWN_OPTION,
+        ProblemId.FORK_REFUSED,
         ProblemId.BAD_INITIALIZER,
         ProblemId.BAD_PRELOAD,
         ProblemId.REFUSED_BY_BACKEND,
@@ -190,14 +166,19 @@ def test_a_backend_of_the_users_own_is_judged_as_it_is_set_up_and_no_other_way(
 ) -> None:
     """What it says of some of its options alone may be that others are missing."""
     options = {"url": "here", "retries": "many"}
-    value = {"default": {"BACKEND": "tests.test_checks.Needy", "OPTIONS": options}}
+    value = {"default": {"BACKEND": "tests.own_backends.Needy", "OPTIONS": options}}
     assert "retries: many" in only(settings, value, ProblemId.REFUSED_BY_BACKEND)
     options["initializer"] = "tests.no_such_module.f"
     only(settings, value, ProblemId.BAD_INITIALIZER)
+    listed = {
+        "BACKEND": "tests.own_backends.Listed",
+        "OPTIONS": {"urls": "here", "retries": "many"},
+    }
+    assert "'urls'" in only(settings, {"default": listed}, ProblemId.UNKNOWN_OPTION)
 
 
 def test_a_backend_that_refuses_without_a_word_is_reported(settings: Settings) -> None:
-    value = {"default": {"BACKEND": "tests.test_checks.Silent"}}
+    value = {"default": {"BACKEND": "tests.own_backends.Silent"}}
     assert "ValueError" in only(settings, value, ProblemId.REFUSED_BY_BACKEND)
 
 
@@ -211,7 +192,7 @@ def test_a_backend_that_refuses_without_a_word_is_reported(settings: Settings) -
         ("thread", {"initargs": 5}, "initargs must be a tuple or list"),
         (ProcessPoolExecutor, {"max_tasks_per_child": "3"}, "max_tasks_per_child"),
         (ProcessPoolExecutor, {"mp_context": SpawnContext}, "mp_context"),
-        ("tests.test_checks.Moody", {}, "RuntimeError: not today"),
+        ("tests.own_backends.Moody", {}, "RuntimeError: not today"),
     ],
 )
 def test_whatever_the_backend_refuses_the_check_reports(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import ClassVar
 
 from ..contenders import CONTENDERS, Contender, Entry
 from ..measuring import NO_LOOP, Effort, Metric, NotMeasuredError
@@ -33,7 +34,7 @@ class Footprint(Group):
         Metric("memory", "memory", "MB"),
         Metric("running", "memory with workers running", "MB"),
     )
-    contenders = ("django", *PEERS)
+    contenders: ClassVar[tuple[str, ...]] = ("django", *PEERS)
     quick = ("django",)
     loops = (NO_LOOP,)
     processes = 5  # each can import only once
