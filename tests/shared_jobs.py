@@ -163,6 +163,19 @@ def shared_memory_in_use() -> int:
     return Path("/proc/self/maps").read_text().count("memfd:leasepool")
 
 
+def shared_descriptors() -> int:
+    """Count this process's descriptors of segments."""
+    links = (entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
+    return sum("memfd:leasepool" in _target(link) for link in links)
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except FileNotFoundError:  # the one that the listing itself had
+        return ""
+
+
 def shared_bytes() -> int:
     """How much memory the segments take that this process has open."""
     mapped = segments()

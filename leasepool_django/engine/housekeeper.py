@@ -16,14 +16,12 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from queue import Empty, SimpleQueue
-from time import monotonic, sleep
+from time import monotonic
 
 __all__ = ["Housekeeper", "Timer"]
 
 TICK = 1.0  # seconds between two looks at what no descriptor tells
-_OVER = object()
 
 
 class Timer:
@@ -46,8 +44,6 @@ class Housekeeper:
         self._logger = logger
         self._tick = tick
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._duties: SimpleQueue[Iterator[object]] = SimpleQueue()
-        self._duty: Iterator[object] | None = None  # that has been begun
         self._selector = selectors.DefaultSelector()
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
@@ -69,19 +65,6 @@ class Housekeeper:
         """Run ``job`` on the housekeeper's thread, soon. Takes no lock."""
         self._jobs.put(job)
         self.wake()
-
-    def see_to(self, steps: Iterator[object]) -> None:
-        """Take ``steps`` one by one on the housekeeper's thread, whenever nothing else is due.
-
-        For what must not be left undone: here and at once, if the thread has ended or is about to.
-        Takes no lock.
-        """
-        self._duties.put(steps)
-        # It sets this before it looks for the last time.
-        if self._stopping:
-            self._do_duties()
-        else:
-            self.wake()
 
     def wake(self) -> None:
         """Look at deadlines now. Takes no lock."""
@@ -134,7 +117,6 @@ class Housekeeper:
         self._selector.close()
         self._wake_receiver.close()
         self._wake_sender.close()
-        self._do_duties()
 
     def _drain(self) -> None:
         self._wake_receiver.recv(4096)
@@ -148,23 +130,8 @@ class Housekeeper:
             self._selector.close()
             self._wake_receiver.close()
             self._wake_sender.close()
-            while self._duty is not None:
-                self._guard(self._take_step)
-            self._do_duties()
             if self._last is not None:
                 self._last()
-
-    def _take_step(self) -> None:
-        """Of what ``see_to`` was given."""
-        if self._duty is None:
-            self._duty = _taken_from(self._duties)
-        if self._duty is not None and next(self._duty, _OVER) is _OVER:
-            self._duty = None
-
-    def _do_duties(self) -> None:
-        """All of them, but for one that another thread has begun."""
-        while (duty := _taken_from(self._duties)) is not None:
-            self._guard(partial(_finish, duty))
 
     def _round(self) -> None:
         self.next_wake = math.inf
@@ -177,15 +144,11 @@ class Housekeeper:
         if timers:
             wake_at = min(wake_at, timers[0][0])
         self.next_wake = wake_at
-        idle = self._duty is None and self._duties.empty()
-        for key, _ in self._selector.select(max(0.0, wake_at - monotonic()) if idle else 0.0):
+        for key, _ in self._selector.select(max(0.0, wake_at - monotonic())):
             if self._selector.get_map().get(key.fd) is key:
                 self._guard(key.data)
         for job in self._due():
             self._guard(job)
-        if not idle:
-            self._guard(self._take_step)
-            sleep(0)  # hands the interpreter's lock over, which select() without a wait does not
 
     def _due(self) -> Iterator[Callable[[], None]]:
         while not self._stopping:  # what is left then belongs to a life that is over
@@ -215,16 +178,3 @@ class Housekeeper:
         except Exception:
             # A defect here must not end the thread that enforces every deadline.
             self._logger.exception("leasepool: the housekeeper failed at %r", job)
-
-
-def _taken_from(queue: SimpleQueue[Iterator[object]]) -> Iterator[object] | None:
-    """What was put in first, unless it is empty."""
-    try:
-        return queue.get_nowait()
-    except Empty:
-        return None
-
-
-def _finish(steps: Iterator[object]) -> None:
-    for _ in steps:
-        pass

@@ -33,12 +33,10 @@ from .system import has_ended
 if TYPE_CHECKING:
     from ...engine.line import Call, Slot
     from .pool import ProcessBackend
-    from .shared import Segment
 
 __all__ = ["ProcessWorker"]
 
 KEEP_SECONDS = 10.0  # how long shared memory is kept for the next large payload
-CLOSED_HERE = 1 << 22  # bytes; closing less shared memory takes no millisecond
 HANG_UP_SECONDS = 0.5  # how long a worker may live on after closing its socket
 # After so many outcomes taken without leaving the caller's frame the loop gets a turn.
 EAGER_CALLS = 32
@@ -78,7 +76,9 @@ class ProcessWorker(Worker):
         self._home: asyncio.AbstractEventLoop | None = None
         self._eager = 0
         self._misses = 0
-        self._outbox = outbox = Outbox(self.channel, backend.max_shared_bytes, self._let_go)
+        self._outbox = outbox = Outbox(
+            self.channel, backend.max_shared_bytes, backend.closer.let_go
+        )
         self._unsent = outbox.unsent
         self._memory_used = 0.0  # when it was used last (monotonic)
         self._memory_watched = False  # whether somebody looks after that
@@ -175,15 +175,6 @@ class ProcessWorker(Worker):
         return [] if frame is None else [frame]
 
     # -- shared memory -----------------------------------------------------------------------------
-
-    def _let_go(self, segment: Segment) -> None:
-        """Close a segment, elsewhere if that could take a millisecond."""
-        if segment.size < CLOSED_HERE:
-            segment.close()
-        else:
-            # What a caller has kept of results may be in a process that was forked here.
-            alone = self._ended.is_set() and segment is not self._outbox.results
-            self._host.housekeeper.see_to(segment.let_go(alone=alone))
 
     def _used_memory(self) -> None:
         self._memory_used = monotonic()

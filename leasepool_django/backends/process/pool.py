@@ -25,6 +25,7 @@ from ...engine.housekeeper import Timer
 from ...exceptions import UnsupportedBackendError, WorkerCrashedError, WorkerStartError
 from ..base import Backend, Host
 from . import pickling, wire
+from .closing import Closer
 from .control import ForkServerProcess
 from .driver import HANG_UP_SECONDS, ProcessWorker
 from .encoding import Encoder
@@ -96,6 +97,7 @@ class ProcessBackend(Encoder, Backend):
         self._start_timeout = duration("start_timeout", options.get("start_timeout", 60.0))
         self._setup = make_setup(config, options)
         self.max_shared_bytes = max_shared_bytes(options)
+        self.closer = Closer()
         Encoder.__init__(self, self._setup.hooks, self._setup.context)
         logs = config.process_logging
         target = logs.target_logger if logs is not None else None
@@ -133,6 +135,7 @@ class ProcessBackend(Encoder, Backend):
     def open(self, host: Host) -> None:
         """Launch the fork server; the first workers wait for it to be prepared."""
         self._host = host
+        self.closer.open(host.hand_over)
         # What workers pickle from the main module says __mp_main__.
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
         try:
@@ -443,12 +446,14 @@ class ProcessBackend(Encoder, Backend):
             if worker.pidfd is not None:
                 self._host.housekeeper.unwatch(worker.pidfd)
             worker.ended(-9)
+        self.closer.close()
         self._clear()
 
     def discard(self) -> None:
         """See ``Backend.discard``."""
         for worker in [*self._workers.values(), *self._orphans.values()]:
             worker.discard()
+        self.closer.discard()
         if self._server is not None:
             self._server.discard()
         self._clear()

@@ -30,7 +30,6 @@ COPIED_WHOLE = frozenset({bytes, bytearray, memoryview})
 AVAILABLE = sys.platform.startswith("linux") and hasattr(os, "memfd_create")
 ALIGNMENT = 64  # what vector instructions like
 _SMALLEST = 1 << 20
-_UNMAPPED_AT_ONCE = 1 << 22  # bytes
 _COUNTS = Struct("<QI")  # bytes of the stream, number of buffers
 _LENGTH = Struct("<Q")
 
@@ -250,37 +249,13 @@ class Segment:
 
     def close(self) -> None:
         """Let go of it, once and for all; what was unpickled from it stays valid."""
-        for _ in self.let_go(alone=False):
-            pass
-
-    def let_go(self, *, alone: bool) -> Iterator[None]:
-        """Do as ``close``, in steps of less than a millisecond.
-
-        ``alone``: no other process uses it, or what is in it, any more. Otherwise the last of all
-        steps takes a fifth of a millisecond for each megabyte, but without the interpreter's lock.
-        """
-        mapping, self._map = self._map, None
+        if self._map is not None:
+            try:
+                self._map.close()
+            except BufferError:
+                pass  # unmapped with the last object that refers to it
+            self._map = None
         fd, self.fd = self.fd, -1  # the number may be somebody else's next
-        return _close(mapping, fd, forget=alone)
-
-
-def _close(mapping: mmap.mmap | None, fd: int, *, forget: bool) -> Iterator[None]:
-    """See ``Segment.let_go``. ``forget``: nobody needs what is in there."""
-    advice = mmap.MADV_REMOVE if forget else mmap.MADV_DONTNEED
-    try:
-        if mapping is not None:
-            mapping.resize(len(mapping))  # see Segment.in_use
-            for start in range(0, len(mapping), _UNMAPPED_AT_ONCE):
-                try:
-                    mapping.madvise(advice, start, min(_UNMAPPED_AT_ONCE, len(mapping) - start))
-                except OSError:  # in a sandbox without it: all at once
-                    break
-                yield
-            mapping.close()
-    except BufferError:
-        pass  # unmapped with the last object that refers to it
-    finally:
-        # After the mapping: what is closed last frees the memory.
         if fd >= 0:
             os.close(fd)
 
