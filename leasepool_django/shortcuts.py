@@ -12,6 +12,7 @@ import math
 import pkgutil
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
+from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction
@@ -137,12 +138,12 @@ class _Offloaded(Generic[P, T]):
     @coroutine_function
     def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, T]:
         """Run the function on a worker of its pool and return its result."""
-        return self._options.run(*args, **kwargs)
+        return self._sent().run(*args, **kwargs)
 
     def run_sync(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """``run`` for blocking code; ``RuntimeError`` on the thread of a running event loop."""
         try:
-            run = self._options.prepare_sync(*args, **kwargs)
+            run = self._sent().prepare_sync(*args, **kwargs)
         finally:
             del args, kwargs
         return run()
@@ -156,7 +157,7 @@ class _Offloaded(Generic[P, T]):
         owner: str | None = None,
     ) -> OffloadOptions[P, T]:
         """Return the function with other settings; what is left out stays as it is."""
-        mine = self._options
+        mine = self._sent()
         return replace(
             mine,
             pool=mine.pool if pool is None else pool,
@@ -164,6 +165,9 @@ class _Offloaded(Generic[P, T]):
             call_timeout=mine.call_timeout if call_timeout is None else call_timeout,
             owner=mine.owner if owner is None else owner,
         )
+
+    def _sent(self) -> OffloadOptions[P, T]:
+        return self._options
 
     def __repr__(self) -> str:
         return f"<offloaded {self.__module__}.{self.__qualname__} on {self._options.pool!r}>"
@@ -189,6 +193,7 @@ class OffloadedFunction(_Offloaded[P, T]):
         _refuse_kinds(function)
         functools.update_wrapper(self, function)
         self._options = OffloadOptions(self, pool, timeout, call_timeout, owner)
+        self._looked_up = False
 
     @overload
     def __get__(self, instance: None, owner: type | None = None, /) -> OffloadedFunction[P, T]: ...
@@ -201,66 +206,101 @@ class OffloadedFunction(_Offloaded[P, T]):
     def __get__(self, instance: Any, owner: type | None = None, /) -> Any:
         if instance is None:
             return self
+        if instance is owner:  # below @classmethod, up to Python 3.12; later it is not asked
+            return MethodType(self, owner)
         bind: Callable[..., Any] = getattr(self.__wrapped__, "__get__", lambda *_: None)
         method = bind(instance, owner)
         # A static method, or a callable that is no function, does not bind.
         bound = getattr(method, "__self__", None) is instance
         return OffloadedMethod(method, self._options, instance) if bound else self
 
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        path = f"{self.__module__}:{self.__qualname__}"
-        named: object
+    def _sent(self) -> OffloadOptions[P, T]:
+        if not self._looked_up:
+            if getattr(self._named(), "__func__", None) is self:
+                raise TypeError(
+                    f"{self.__module__}.{self.__qualname__} cannot be sent to a worker: below "
+                    "@classmethod it is not told its class. Write @offload above @classmethod."
+                )
+            self._looked_up = True
+        return self._options
+
+    def _named(self) -> object:
+        """What is found under its name; ``None`` if nothing is."""
         try:
-            named = pkgutil.resolve_name(path)
+            return pkgutil.resolve_name(f"{self.__module__}:{self.__qualname__}")
         except (AttributeError, ImportError, ValueError):
-            named = self  # pickle says what is wrong with the name
-        if named is self:
-            return self.__qualname__
-        if getattr(named, "__func__", None) is self:
-            # Up to Python 3.12 the class comes through __get__; since then only this does.
-            raise NotPicklableError(
-                f"{self.__module__}.{self.__qualname__}: below @classmethod it is not told the "
-                "class. Write @offload above @classmethod.",
-                path="fn",
-                type_name=type(self).__qualname__,
-            )
+            return None
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        named = self._named()
+        if named is None or named is self:
+            return self.__qualname__  # pickle says what is wrong with the name
         # `fast = offload(plain)`: the name leads to the plain function, and that is what is sent.
-        return pkgutil.resolve_name, (path,)
+        return pkgutil.resolve_name, (f"{self.__module__}:{self.__qualname__}",)
 
 
 class OffloadedMethod(_Offloaded[P, T]):
-    """An offloaded function bound to an instance or a class.
-
-    An instance is sent as the first argument; in a class the worker finds the method by its name.
-    """
+    """An offloaded function bound to an instance or a class, sent as its first argument."""
 
     def __init__(
         self, method: Callable[P, T], options: OffloadOptions[P, T], instance: object
     ) -> None:
         functools.update_wrapper(self, method, updated=())
         self.__self__ = instance
-        if isinstance(instance, type):
-            self._options = replace(options, function=self, bound=())
-        else:
-            self._options = replace(options, bound=(instance,))
+        self._options = replace(options, bound=(instance,))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self.__self__, self.__name__)
+        return _bind, (self._options.function, self.__self__)
+
+
+def _bind(function: OffloadedFunction[..., T], instance: object) -> OffloadedMethod[..., T]:
+    return function.__get__(instance, type(instance))
 
 
 class OffloadedClassMethod(Generic[P, T]):
     """What ``@offload`` above ``@classmethod`` gives: each class has it as an offloaded method."""
 
     def __init__(self, method: classmethod[Any, P, T], **settings: Any) -> None:
-        self._function: OffloadedFunction[Any, T] = OffloadedFunction(method.__func__, **settings)
-        self._method = method
-        self.__wrapped__ = method
-        self.__doc__ = method.__doc__
+        if not hasattr(method.__func__, "__get__"):
+            raise TypeError(
+                f"offload() takes class methods that are functions, not of {method.__func__!r}. "
+                "Define one with `def`."
+            )
+        functools.update_wrapper(cast("Any", self), method.__func__)
+        self.function: OffloadedFunction[Any, T] = _OfClassMethod(method.__func__, **settings)
+        self.__isabstractmethod__ = method.__isabstractmethod__
 
     def __get__(self, instance: object, owner: type | None = None, /) -> OffloadedMethod[P, T]:
-        owner = type(instance) if owner is None else owner
-        options: OffloadOptions[P, T] = self._function.options()
-        return OffloadedMethod(self._method.__get__(instance, owner), options, owner)
+        method: Any = _bind(self.function, type(instance) if owner is None else owner)
+        return cast("OffloadedMethod[P, T]", method)
+
+
+class _OfClassMethod(OffloadedFunction[P, T]):
+    """The function of an offloaded class method, which no attribute leads to."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        name = self.__module__, self.__qualname__
+        try:
+            found: object = _of_class_method(*name)
+        except (AttributeError, ImportError, KeyError, ValueError):
+            found = None
+        if found is not self:
+            raise NotPicklableError(
+                f"A worker does not find {'.'.join(name)}: its class must be at the top level of a "
+                "module, and no decorator may stand above @offload.",
+                path="fn",
+                type_name=type(self).__qualname__,
+            )
+        return _of_class_method, name
+
+
+def _of_class_method(module: str, qualname: str) -> object:
+    """The function of the class method that was defined under this name, overridden or not."""
+    owner, _, name = qualname.rpartition(".")
+    found: type = pkgutil.resolve_name(f"{module}:{owner}")
+    if name.startswith("__") and not name.endswith("__"):
+        name = f"_{found.__name__.lstrip('_')}{name}"
+    return getattr(vars(found)[name], "function", None)
 
 
 def _refuse_kinds(function: object) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import os
 import pickle
-import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -233,6 +233,22 @@ class Scale:
     def class_pid(cls) -> int:
         return os.getpid()
 
+    @offload
+    @classmethod
+    def chain(cls, suffix: str) -> str:
+        return f"{cls.__name__}: {suffix}"
+
+    @offload
+    @classmethod
+    def __private(cls, suffix: str) -> str:
+        return f"{cls.__name__}: {suffix}"
+
+    @classmethod
+    def by_private_name(cls, suffix: str) -> str:
+        private: Any = cls.__private
+        result: str = private.run_sync(suffix)
+        return result
+
     @classmethod
     @offload
     def hidden(cls, suffix: str) -> str:
@@ -290,7 +306,15 @@ def test_what_does_not_bind_is_the_function_itself() -> None:
 
 
 class Ruler(Scale):
-    """Inherits them."""
+    """Inherits class methods, and overrides some."""
+
+    @offload
+    @classmethod
+    def chain(cls, suffix: str) -> str:
+        parent: Any = super().chain
+        return f"{parent.run_sync(suffix)} Ruler"
+
+    first = vars(Scale)["name"]
 
 
 def test_an_offloaded_class_method_runs_with_the_class_it_was_looked_up_on(
@@ -308,6 +332,14 @@ def test_an_offloaded_class_method_runs_with_the_class_it_was_looked_up_on(
     assert run_in_pool_sync(ruler.name, "!") == "Ruler!"
 
 
+def test_an_offloaded_class_method_is_the_one_that_was_looked_up() -> None:
+    """By ``super()``, under another name, or under a private one."""
+    ruler: Any = Ruler
+    assert ruler.chain("x") == "Ruler: x Ruler"
+    assert ruler.first.run_sync("!") == "Ruler!"
+    assert ruler.by_private_name("x") == "Ruler: x"
+
+
 def test_an_offloaded_class_method_looks_like_a_method() -> None:
     method: Any = Ruler.name
     assert method.__name__ == "name"
@@ -317,21 +349,41 @@ def test_an_offloaded_class_method_looks_like_a_method() -> None:
     assert pickle.loads(pickle.dumps(method))("!") == "Ruler!"
 
 
-def test_a_class_method_that_hides_its_class_is_refused_where_it_would_be_lost(
-    backend: str,
-) -> None:
-    """From Python 3.13 on ``classmethod`` no longer asks what it wraps."""
+def test_an_offloaded_class_method_may_be_abstract() -> None:
+    class Shape(ABC):
+        @offload
+        @classmethod
+        @abstractmethod
+        def area(cls) -> float: ...
+
+    with pytest.raises(TypeError, match="abstract"):
+        Shape()  # type: ignore[abstract]
+
+
+def test_a_class_method_that_is_not_told_its_class_is_refused() -> None:
     ruler: Any = Ruler
     assert ruler.hidden("!") == "Ruler!"
-    if sys.version_info < (3, 13):
-        assert ruler.hidden.run_sync("!") == "Ruler!"
-    elif backend == "process":
-        with pytest.raises(NotPicklableError, match="Write @offload above @classmethod") as caught:
-            ruler.hidden.run_sync("!")
-        assert "Scale.hidden" in str(caught.value)
+    for refused in (ruler.hidden.run, ruler.hidden.run_sync, ruler.hidden.options):
+        with pytest.raises(TypeError, match=r"Scale\.hidden .* Write @offload above @classmethod"):
+            refused()
 
 
-@pytest.mark.parametrize("function", [coroutine_function, generator_function])
+def test_a_class_method_that_a_worker_does_not_find_is_refused(backend: str) -> None:
+    class Local:
+        @offload
+        @classmethod
+        def name(cls) -> str:
+            return cls.__name__
+
+    local: Any = Local
+    if backend == "thread":
+        assert local.name.run_sync() == "Local"
+    else:
+        with pytest.raises(NotPicklableError, match="its class must be at the top level"):
+            local.name.run_sync()
+
+
+@pytest.mark.parametrize("function", [coroutine_function, generator_function, len])
 def test_a_class_method_that_cannot_run_on_a_worker_is_not_offloaded(function: Any) -> None:
     with pytest.raises(TypeError, match=r"^offload\(\) takes"):
         offload(classmethod(function))
