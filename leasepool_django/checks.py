@@ -11,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
@@ -132,7 +133,7 @@ def _without(config: AliasConfig, told: set[ProblemId]) -> AliasConfig:
     """``config`` without the options whose mistakes have been told."""
     named = {ProblemId.BAD_INITIALIZER: "initializer", ProblemId.BAD_PRELOAD: "preload"}
     names = {named[problem] for problem in told}
-    return config._replace(options={k: v for k, v in config.options.items() if k not in names})
+    return replace(config, options={k: v for k, v in config.options.items() if k not in names})
 
 
 def _refusals(config: AliasConfig) -> Iterator[Problem]:
@@ -154,7 +155,7 @@ def _refusals(config: AliasConfig) -> Iterator[Problem]:
             if name not in text:
                 continue
             rest = {key: value for key, value in options.items() if key != name}
-            without = _why_refused(config._replace(options=rest))
+            without = _why_refused(replace(config, options=rest))
             if without != text:
                 options, text = rest, without
                 break

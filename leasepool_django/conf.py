@@ -16,6 +16,7 @@ import logging
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum, unique
 from functools import cache, wraps
 from types import MappingProxyType
@@ -89,7 +90,8 @@ class Problem(NamedTuple):
         return f"{self.message} {self.hint} ({self.id})"
 
 
-class AliasConfig(NamedTuple):
+@dataclass(frozen=True)
+class AliasConfig:
     """One alias of ``settings.LEASEPOOL``, checked and complete. Durations are seconds."""
 
     alias: str
@@ -109,12 +111,8 @@ class AliasConfig(NamedTuple):
     forward_logs: bool
     log_level: int
     context: tuple[str, ...]
-    options: Mapping[str, Any]
-
-    def __repr__(self) -> str:
-        """Without ``options``, whose ``initargs`` may hold secrets."""
-        shown = [f"{name}={value!r}" for name, value in self._asdict().items() if name != "options"]
-        return f"{type(self).__name__}({', '.join(shown)})"
+    # Not shown: initargs may hold secrets. Nor is this a tuple, which error trackers walk through.
+    options: Mapping[str, Any] = field(repr=False)
 
     def manager_kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments of ``LeasedExecutorManager`` for this alias."""

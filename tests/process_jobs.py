@@ -10,6 +10,7 @@ import contextvars
 import ctypes
 import errno
 import functools
+import gc
 import itertools
 import logging
 import os
@@ -125,15 +126,23 @@ def start_a_manager() -> None:
     LeasedExecutorManager(max_pools=1, workers_per_pool=1).start_sync()
 
 
+def collections_since_prepared(module: str) -> list[int]:
+    """How often each generation was collected since a module was imported."""
+    now = [generation["collections"] for generation in gc.get_stats()]
+    return [new - old for new, old in zip(now, attribute(module, "before"), strict=True)]
+
+
 def run_command(command: list[str]) -> str:
     """What a program writes."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def glibc_version() -> tuple[int, ...]:
-    """Of this process; empty where there is another C library."""
+def asks_for_huge_pages() -> bool:
+    """Whether the C library does so when it is told to, which depends on the kernel, too."""
     name, version = platform.libc_ver()
-    return tuple(map(int, version.split("."))) if name == "glibc" else ()
+    knows = name == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
+    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return knows and mode.exists() and "[madvise]" in mode.read_text()
 
 
 def address(module: str, name: str) -> int:

@@ -271,8 +271,12 @@ def test_a_finalizer_may_post_at_any_moment(keeper: Housekeeper) -> None:
             keeper.post(lambda: None)
     finally:
         gc.set_threshold(*thresholds)
-    gc.collect()
-    wait_until(lambda: len(collected) == 300)
+
+    def all_collected() -> bool:
+        gc.collect()  # does nothing while another thread is at it
+        return len(collected) == 300
+
+    wait_until(all_collected)
 
 
 def test_after_its_end_it_may_be_woken_in_vain(ticks: Ticks) -> None:

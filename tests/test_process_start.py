@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.spawn
 import os
@@ -158,7 +159,8 @@ def test_a_preloaded_module_is_imported_once_and_shared(modules: Path) -> None:
 
 
 @pytest.mark.skipif(
-    jobs.glibc_version() < (2, 35), reason="the C library does not ask for huge pages"
+    not jobs.asks_for_huge_pages(),
+    reason="the C library is older than glibc 2.35, or the kernel gives huge pages to all or none",
 )
 def test_preloaded_objects_lie_in_memory_for_which_huge_pages_are_asked_for(modules: Path) -> None:
     """Whether there are any is the kernel's decision."""
@@ -172,6 +174,32 @@ def test_with_spawn_each_worker_imports_what_is_to_be_preloaded(modules: Path) -
     (modules / "recorder.py").write_text(RECORDER)
     with running(preload=["recorder"], mp_context="spawn") as manager:
         assert [manager.run_sync(jobs.attribute, "recorder", "imported_by")] == worker_pids()
+
+
+COLLECTING = """
+import gc
+
+def collections():
+    return [generation["collections"] for generation in gc.get_stats()]
+
+before = collections()
+held = [[] for _ in range(50_000)]
+during = [now - then for now, then in zip(collections(), before)]
+"""
+
+
+@each_method
+def test_nothing_is_collected_while_workers_are_prepared(method: str, modules: Path) -> None:
+    """It would look at all that is imported; afterwards collections are as frequent as usual."""
+    (modules / "collecting.py").write_text(COLLECTING)
+    with running(preload=["collecting"], mp_context=method) as manager:
+        assert manager.run_sync(jobs.attribute, "collecting", "during") == [0, 0, 0]
+        assert manager.run_sync(gc.get_threshold) == gc.get_threshold()
+        frozen = manager.run_sync(gc.get_freeze_count)
+        collected = manager.run_sync(jobs.collections_since_prepared, "collecting")
+    if method == "forkserver":
+        assert frozen > 50_000
+        assert collected[2] == 1  # before what is there is frozen
 
 
 @each_method

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -124,3 +126,9 @@ def test_every_signal_belongs_to_an_event_of_the_engine() -> None:
                 signal.disconnect(heard)
             assert heard.kinds() == [name]
     signals.send(LeasedExecutorManager, "x", Event("fork_server_lost", "m", "text"))
+
+
+def test_an_event_can_be_sent_on_and_written() -> None:
+    event = Event("fork_server_lost", "m", "text")
+    assert pickle.loads(pickle.dumps(event)) == copy.deepcopy(event) == event
+    assert "fork_server_lost" in "%s" % event  # noqa: UP031 - as logging does

@@ -68,7 +68,7 @@ class Host(Protocol):
         """Any thread: log an event and tell subscribers."""
 
     def hand_over(self, job: Callable[[], None]) -> None:
-        """Any thread: run user code, such as log handlers, on the notifier's thread."""
+        """Any thread: run user code, or what takes long, on the notifier's thread. No lock."""
 
 
 class Worker(ABC):
@@ -185,18 +185,20 @@ def resolve(backend: Any) -> type[Backend]:
                 f"The backend {backend!r} cannot be imported: {type(error).__name__}: {error}."
             ) from error
     if isinstance(target, type) and issubclass(target, (Backend, Executor)):
-        # Executor has no mark of an abstract class; its submit() only raises. Nor has a backend
-        # that is there for others to be made of it: it has no name.
-        if (
-            getattr(target, "__abstractmethods__", None)
-            or (issubclass(target, Executor) and target.submit is Executor.submit)
-            or (issubclass(target, Backend) and not hasattr(target, "name"))
+        # Executor has no mark of an abstract class; its submit() only raises.
+        if getattr(target, "__abstractmethods__", None) or (
+            issubclass(target, Executor) and target.submit is Executor.submit
         ):
             raise UnsupportedBackendError(
                 f"The backend {backend!r} is an abstract class, which runs nothing. Use a class "
                 "that does, such as concurrent.futures.ThreadPoolExecutor."
             )
         if issubclass(target, Backend):
+            if not hasattr(target, "name"):
+                raise UnsupportedBackendError(
+                    f"The backend {backend!r} has no name, as one that others are made of. Use a "
+                    "class made of it, or give it a class attribute `name`, a string."
+                )
             return target
         from .executor import adapt
 

@@ -12,6 +12,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ class ExecutorBackend(StrEnum):
     INLINE = "inline"
 
 
-class ProcessLoggingConfig(NamedTuple):
+@dataclass(frozen=True)
+class ProcessLoggingConfig:
     """How log records of worker processes reach this process.
 
     ``level``: the lowest level forwarded; ``target_logger``: handles every record (default: the

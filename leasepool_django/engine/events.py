@@ -1,16 +1,17 @@
 """What happens in a manager, told to whoever wants to know, on a thread of its own.
 
 Log handlers, subscribers and ``size_provider`` are user code: they may block or raise. They run
-here, never on the housekeeper and never under a lock; only ``wants`` is asked anywhere.
+here, never on the housekeeper and never under a lock; only ``wants`` is asked anywhere. Backends
+free large memory here, too.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from queue import SimpleQueue
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 __all__ = ["Event", "Notifier", "Subscriber"]
@@ -18,7 +19,8 @@ __all__ = ["Event", "Notifier", "Subscriber"]
 _logger = logging.getLogger("leasepool")
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True)
+class Event:
     """One thing that happened. ``kind`` is a name such as ``"lease_expired"``.
 
     ``facts`` holds its particulars (names, numbers, ids; never argument values).
@@ -28,7 +30,7 @@ class Event(NamedTuple):
     manager: str
     text: str
     level: int = logging.DEBUG
-    facts: Mapping[str, Any] = MappingProxyType({})
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Subscriber(NamedTuple):

@@ -28,8 +28,7 @@ EXIT_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # until what could not be looked for is looked for again
 # In the environment of the fork server, of its workers, and of what those start.
 MARK = "LEASEPOOL_FORK_SERVER"
-# Has the C library ask for huge pages. A fork copies a table of all pages: with 400 MB of preloaded
-# objects a new worker is there in half the time.
+# Has the C library ask for huge pages. A fork copies a table of all pages, which is shorter then.
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
