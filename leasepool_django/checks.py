@@ -11,7 +11,6 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
@@ -133,7 +132,7 @@ def _without(config: AliasConfig, told: set[ProblemId]) -> AliasConfig:
     """``config`` without the options whose mistakes have been told."""
     named = {ProblemId.BAD_INITIALIZER: "initializer", ProblemId.BAD_PRELOAD: "preload"}
     names = {named[problem] for problem in told}
-    return replace(config, options={k: v for k, v in config.options.items() if k not in names})
+    return config.with_options({k: v for k, v in config.options.items() if k not in names})
 
 
 def _refusals(config: AliasConfig) -> Iterator[Problem]:
@@ -155,7 +154,7 @@ def _refusals(config: AliasConfig) -> Iterator[Problem]:
             if name not in text:
                 continue
             rest = {key: value for key, value in options.items() if key != name}
-            without = _why_refused(replace(config, options=rest))
+            without = _why_refused(config.with_options(rest))
             if without != text:
                 options, text = rest, without
                 break

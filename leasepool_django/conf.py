@@ -1,6 +1,6 @@
 """``settings.LEASEPOOL``, read and judged: the only module that reads it.
 
-``get_config()`` gives the handler one frozen ``AliasConfig`` per alias, or raises with every
+``get_config()`` gives the handler one ``AliasConfig`` per alias, or raises with every
 mistake listed. ``validate()`` gives the same mistakes one by one to the system checks. Nothing
 here starts anything. Of the user's modules those are imported that ``BACKEND``, ``SIZE_PROVIDER``
 and ``CONTEXT`` name, and for executor classes that of the ``initializer``.
@@ -16,10 +16,9 @@ import logging
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from enum import Enum, StrEnum, unique
 from functools import cache, wraps
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -90,8 +89,7 @@ class Problem(NamedTuple):
         return f"{self.message} {self.hint} ({self.id})"
 
 
-@dataclass(frozen=True)
-class AliasConfig:
+class AliasConfig(SimpleNamespace):
     """One alias of ``settings.LEASEPOOL``, checked and complete. Durations are seconds."""
 
     alias: str
@@ -111,8 +109,16 @@ class AliasConfig:
     forward_logs: bool
     log_level: int
     context: tuple[str, ...]
-    # Not shown: initargs may hold secrets. Nor is this a tuple, which error trackers walk through.
-    options: Mapping[str, Any] = field(repr=False)
+    options: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        """Without ``options``, whose ``initargs`` may hold secrets."""
+        shown = [f"{name}={value!r}" for name, value in vars(self).items() if name != "options"]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def with_options(self, options: Mapping[str, Any]) -> AliasConfig:
+        """Return the same with other options."""
+        return AliasConfig(**{**vars(self), "options": options})
 
     def manager_kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments of ``LeasedExecutorManager`` for this alias."""
