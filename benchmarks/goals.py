@@ -66,6 +66,7 @@ GOALS = (
         for goal in (
             Goal("lag", f"{calls}_allowed", "run", None, 1.0),
             Goal("lag", calls, "run", "best", 1.0),
+            *(Goal("lag", f"{calls}_event", one, "best", 1.0) for one in ("run", "django")),
         )
     ),
     Goal("start", "first_answer", "django", "best", 1.15),

@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 from .measuring import NO_LOOP, Effort
+from .memory import make_ready
 from .processes import end_session
 from .reasons import of_output
 from .workloads import Group, load
@@ -85,6 +86,8 @@ def _measure(
                 "out": str(out),
             }
             command = [sys.executable, "-m", "benchmarks.cell", json.dumps(spec)]
+            if group.memory:
+                make_ready(group.memory)
             found = run_cell(command, out, said, group.timeout)
         if "figures" not in found:
             return Cell(number, group.name, contender, loop, floor, {}, found["reason"])

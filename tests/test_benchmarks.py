@@ -9,15 +9,18 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import django
 import pytest
@@ -27,10 +30,15 @@ from benchmarks.contenders import CONTENDERS, Contender, Wanted
 from benchmarks.figures import Verdict, medians, verdicts
 from benchmarks.goals import GOALS, Goal
 from benchmarks.measuring import Effort, NotMeasuredError
+from benchmarks.memory import make_ready
 from benchmarks.processes import end_session
 from benchmarks.record import Record
 from benchmarks.rounds import Cell
-from benchmarks.workloads import NAMES, footprint, load, start
+from benchmarks.workloads import NAMES, footprint, lag, load, start
+from leasepool_django.backends.process.system import resident_bytes
+
+if TYPE_CHECKING:
+    from tests.conftest import LoopRunner
 
 DASH = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -546,6 +554,32 @@ class Several(footprint.Footprint):
 
     contenders = ("django",)
     processes = 3
+
+
+def test_each_tick_that_a_blocked_loop_misses_counts_from_when_it_was_due(
+    loop_runner: LoopRunner,
+) -> None:
+    async def main() -> list[float]:
+        asyncio.get_running_loop().call_later(0.02, time.sleep, 0.1)
+        return await lag.of_event(0.2)
+
+    lags = loop_runner(main())
+    assert max(lags) > 90
+    assert all(late >= 0 for late in lags)
+    # Later by one tick each, as they were due: 2 ms. A slow machine adds to them, and takes none.
+    missed = lags[lags.index(max(lags)) :][:40]
+    assert len(missed) == 40
+    assert all(before - after == pytest.approx(2, abs=1e-6) for before, after in pairwise(missed))
+
+
+def test_memory_is_made_ready_and_given_back() -> None:
+    size = 64 << 20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = resident_bytes()
+    make_ready(size)
+    assert resident_bytes() - held < size / 2
+    huge_page = 2 << 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before >= size / huge_page
 
 
 @pytest.mark.parametrize("failing", [False, True])

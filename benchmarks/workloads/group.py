@@ -45,6 +45,8 @@ class Group(ABC):
     """In how many, one after the other, a cell is measured; the median of their figures counts."""
     timeout: ClassVar[float] = 60.0
     """Seconds after which a cell is ended."""
+    memory: ClassVar[int] = 0
+    """Bytes of memory that the machine is to have ready when a cell begins."""
 
     def wanted(self) -> Wanted:
         """What a contender must bring."""
