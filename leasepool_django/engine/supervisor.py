@@ -236,10 +236,10 @@ class Supervisor:
         self._tell("worker_started", f"worker {worker.pid} is ready", pid=worker.pid)
         self.dispatcher.slot_ready(slot, worker)
         if self._state == STARTING and all(pool.warm for pool in self.dispatcher.line.pools):
-            self._state = RUNNING
             with self.dispatcher.lock:
                 self.dispatcher.max_pools = self._config.max_pools
                 self.dispatcher.closed = None
+            self._state = RUNNING  # whoever reads that it runs is not refused
             if self._config.size_provider is not None:
                 self._next_size_check = monotonic()
             elif self._config.min_pools < self._config.max_pools:
@@ -389,10 +389,11 @@ class Supervisor:
                 "has been stopped",
             )
         elif self._state == RUNNING:
-            self._state = DRAINING
             self._stop_by = monotonic() + grace
             self._leave_leases = leases
+            # Before the state says so: whoever reads that it stops is refused.
             self.dispatcher.close("is stopping")
+            self._state = DRAINING
             self.housekeeper.wake()
         elif self._state == DRAINING:
             self._stop_by = min(self._stop_by, monotonic() + grace)
