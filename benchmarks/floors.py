@@ -11,6 +11,7 @@ import functools
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import socket
 import time
@@ -27,6 +28,7 @@ __all__ = [
     "memcpy_and_sum",
     "one_socket",
     "share_out",
+    "two_sockets",
     "unframed_pipe",
 ]
 
@@ -53,7 +55,15 @@ class _Child:
 
     def call(self, *args: Any) -> Any:
         """One round trip."""
+        self.begin(*args)
+        return self.outcome()
+
+    def begin(self, *args: Any) -> None:
+        """Send a call."""
         self.send(pickle.dumps((_NAME, args, {}, None), 5))
+
+    def outcome(self) -> Any:
+        """Wait for its outcome."""
         return pickle.loads(self.receive())
 
     def end(self) -> None:
@@ -112,6 +122,39 @@ def _round_trips(child: _Child, effort: Effort) -> dict[str, float]:
             break
     child.end()
     return {"p50": median(durations), "p99": percentile(durations, 99)}
+
+
+def two_sockets(effort: Effort) -> dict[str, float]:
+    """``calls`` a second over two of ``socket.socketpair()``, each with one call at a time.
+
+    Each call waits until its child has been woken, and its answer until this process has.
+    """
+    pairs = [socket.socketpair() for _ in range(2)]
+    children = {}
+    poll = select.poll()
+    for here, there in pairs:
+        receive_call = functools.partial(there.recv, 65_536)
+        receive = functools.partial(here.recv, 65_536)
+        children[here.fileno()] = _Child((here.send, receive_call, receive, there.send))
+        poll.register(here, select.POLLIN)
+    clock = time.perf_counter
+    done = 0
+    for child in children.values():
+        child.begin(1)
+    begin = clock()
+    end = begin + effort.pick(2.0, 0.5)
+    while (now := clock()) < end:
+        for descriptor, _ in poll.poll():
+            child = children[descriptor]
+            child.outcome()
+            child.begin(1)
+            done += 1
+    for child in children.values():
+        child.end()
+    for here, there in pairs:
+        here.close()
+        there.close()
+    return {"calls": done / (now - begin)}
 
 
 def fresh_fork(effort: Effort) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from .. import jobs
+from .. import floors, jobs
 from ..contenders import Contender
 from ..measuring import Better, Effort, Metric
 from .group import CONCURRENT, Group
@@ -20,11 +20,15 @@ class Throughput(Group):
     title = "Tiny calls, 64 in flight, 2 workers"
     work = (
         "64 tasks, each awaiting one call after the other of a function that does nothing, on 2 "
-        "workers."
+        "workers. The first line is two forked children and a process that does nothing but send "
+        "each its next call when it has answered: where one call at a time is with a worker, most "
+        "of the time goes into waking it, and the server."
     )
     metrics = (Metric("calls", "calls a second", "/s", Better.HIGHER),)
     contenders = CONCURRENT
-    quick = ("lease", "run", "django", "stdlib")
+    floors = {"two sockets": floors.two_sockets}
+    floor_titles = {"two sockets": "two children, one call at a time each"}
+    quick = ("lease", "run", "django")
 
     async def measure(self, contender: Contender, effort: Effort) -> dict[str, float]:
         await calls_per_second(contender, 0.3)
