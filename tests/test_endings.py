@@ -10,12 +10,13 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -61,6 +62,44 @@ def test_a_stop_may_be_asked_for_in_a_signal_handler_while_every_lock_is_held(
         (tmp_path / "go").touch()
         assert call.result(10) > 0
         wait_until(lambda: manager.stats().state == "stopped")
+
+
+def test_what_it_says_of_itself_holds_for_callers_at_that_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who is served can read "running", and who is refused "stopping"."""
+    manager = new_manager()
+    dispatcher = manager._supervisor.dispatcher
+    found: set[tuple[str, bool]] = set()
+
+    class Lock:
+        """The dispatcher's, with a look at both before each use: whoever changes one uses it."""
+
+        def __init__(self, lock: Any) -> None:
+            self.lock = lock
+
+        def __enter__(self) -> None:
+            found.add((manager._supervisor._state, dispatcher.closed is None))
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    dispatcher.lock = cast("threading.Lock", Lock(dispatcher.lock))
+    told: list[str] = []
+    refuse = dispatcher._refuse
+
+    def watched(*arguments: Any) -> None:
+        told.append(manager._supervisor._state)
+        refuse(*arguments)
+
+    monkeypatch.setattr(dispatcher, "_refuse", watched)
+    manager.start_sync()
+    assert manager.run_sync(jobs.echo, 3) == 3
+    manager.stop_sync()
+    assert {("starting", False), ("running", True), ("draining", False)} <= found
+    assert not {("running", False), ("draining", True)} & found
+    assert told == ["draining", "ending"]
 
 
 def test_a_stop_while_workers_start_ends_the_start(tmp_path: Path, loop_runner: LoopRunner) -> None:

@@ -290,7 +290,7 @@ def closed() -> Iterator[Account]:
 
 def test_a_call_that_was_not_received_is_refused_by_a_manager_that_stops(closed: Account) -> None:
     call = ask(closed)
-    closed.dispatcher.close("is stopping")
+    closed.dispatcher.close("is stopping", lambda: None)
     worker = worker_of(call)
     worker.dead = True
     assert closed.dispatcher.call_undelivered(worker, call)
@@ -305,7 +305,7 @@ def test_all_who_wait_are_refused_when_the_manager_stops(closed: Account) -> Non
     fill_all(closed)
     waiting = [ask(closed, caller) for caller in (0, 1, BLOCKING)]
     closed.loops[1].close()
-    closed.dispatcher.close("is stopping")
+    closed.dispatcher.close("is stopping", lambda: None)
     assert [type(call.error) for call in waiting] == [LeasePoolNotStartedError] * 3
     closed.run_loops((0,))
     assert waiting[0].future is not None
@@ -324,7 +324,7 @@ def test_a_grant_that_is_refused_by_a_stop_is_no_call_that_has_started(closed: A
     for call in calls[:2]:
         closed.end_call(worker_of(call), retiring=False)
     assert [call.state for call in late] == [GRANTED, GRANTED]
-    closed.dispatcher.close("is stopping")
+    closed.dispatcher.close("is stopping", lambda: None)
     busy = closed.dispatcher.end()
     assert set(busy) == {worker_of(call) for call in calls[2:]}
     assert all(worker.leaving for worker in closed.workers)

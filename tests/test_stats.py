@@ -8,11 +8,9 @@ import logging
 import math
 import os
 import signal
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, cast
 
 import pytest
 
@@ -34,33 +32,6 @@ def states(manager: LeasedExecutorManager) -> list[str]:
 
 
 # --- snapshots ------------------------------------------------------------------------------------
-
-
-def test_what_it_says_of_itself_holds_for_callers_at_that_moment() -> None:
-    """Nobody who reads "running" is refused, nobody who reads "stopping" is served."""
-    manager = new_manager()
-    dispatcher = manager._supervisor.dispatcher
-    found: set[tuple[str, bool]] = set()
-
-    class Lock:
-        """The dispatcher's, with a look at both before each use: whoever changes one uses it."""
-
-        def __init__(self, lock: Any) -> None:
-            self.lock = lock
-
-        def __enter__(self) -> None:
-            found.add((manager._supervisor._state, dispatcher.closed is None))
-            self.lock.acquire()
-
-        def __exit__(self, *_: object) -> None:
-            self.lock.release()
-
-    dispatcher.lock = cast("threading.Lock", Lock(dispatcher.lock))
-    manager.start_sync()
-    assert manager.run_sync(jobs.add, 1, 2) == 3
-    manager.stop_sync()
-    assert {("starting", False), ("running", True), ("draining", False)} <= found
-    assert not {("running", False), ("draining", True)} & found
 
 
 def test_a_new_manager_is_empty() -> None:

@@ -28,10 +28,9 @@ class Lag(Group):
         "await tiny calls, then beside 64 that await calls of 5 ms of CPU time, on 2 workers; 99th "
         "percentiles. It is asked in two ways. *Sleep*: a task sleeps for 2 ms again and again; "
         "what it sleeps longer is lag, and allowed is twice the idle loop's lag + 1 ms. Loops "
-        "round up to whole milliseconds when they wait, so where calls end at any time this shows "
-        "1 ms at least, whoever makes them. *Event*: a timer of the kernel makes a descriptor "
-        "readable every 2 ms, as a client's request would; the time until the loop has read it is "
-        "lag."
+        "round up to whole milliseconds when they wait, so beside the 5 ms calls this shows about "
+        "1 ms, whoever makes them. *Event*: a timer of the kernel makes a descriptor readable "
+        "every 2 ms, as a client's request would; the time until the loop has read it is lag."
     )
     metrics = (
         Metric("idle", "idle loop, sleep", "ms"),
@@ -115,7 +114,10 @@ def _timer(start: float, period: float) -> int:
     )
     absolute = 1
     if descriptor < 0 or libc.timerfd_settime(descriptor, absolute, spec, None):
-        raise OSError(ctypes.get_errno(), "timerfd")
+        number = ctypes.get_errno()
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise OSError(number, os.strerror(number))
     return int(descriptor)
 
 

@@ -36,9 +36,9 @@ class Payloads(Group):
         "array that the worker has, returned and dropped at once, and 8 of them returned and all "
         "kept. 2 workers, one call at a time, after two to warm up. Each contender is given plain "
         "arguments, except Dask: its documentation asks to scatter large ones, which is what is "
-        "done, and faster. Before each turn 2 GB are written to and given back: the host of a "
-        "virtual machine provides memory when it is first touched, which would meet whoever comes "
-        "first."
+        "done, and faster. Before each turn up to 2 GB are written to and given back: the host of "
+        "a virtual machine provides memory when it is first touched, which would meet whoever "
+        "comes first."
     )
     metrics = (
         Metric("bytes_echo", "10 MB bytes there and back", "ms"),

@@ -654,10 +654,14 @@ class Dispatcher:
 
     # -- ending ------------------------------------------------------------------------------------
 
-    def close(self, why: str) -> None:
-        """Refuse all who wait and all who come from now on; calls that run go on."""
+    def close(self, why: str, closing: Callable[[], None]) -> None:
+        """Refuse all who wait and all who come from now on; calls that run go on.
+
+        ``closing`` is called under the lock, before anybody is told.
+        """
         with self.lock:
             self.closed = why
+            closing()
             refused: list[Waiter] = list(self.line.waiting)
             self.line.waiting.clear()
             for waiter in refused:

@@ -239,7 +239,7 @@ class Supervisor:
             with self.dispatcher.lock:
                 self.dispatcher.max_pools = self._config.max_pools
                 self.dispatcher.closed = None
-            self._state = RUNNING  # whoever reads that it runs is not refused
+                self._state = RUNNING  # whoever reads that it runs is not refused
             if self._config.size_provider is not None:
                 self._next_size_check = monotonic()
             elif self._config.min_pools < self._config.max_pools:
@@ -391,14 +391,15 @@ class Supervisor:
         elif self._state == RUNNING:
             self._stop_by = monotonic() + grace
             self._leave_leases = leases
-            # Before the state says so: whoever reads that it stops is refused.
-            self.dispatcher.close("is stopping")
-            self._state = DRAINING
+            self.dispatcher.close("is stopping", self._drain)
             self.housekeeper.wake()
         elif self._state == DRAINING:
             self._stop_by = min(self._stop_by, monotonic() + grace)
             self._leave_leases = self._leave_leases and leases
             self.housekeeper.wake()
+
+    def _drain(self) -> None:
+        self._state = DRAINING
 
     def _end_workers(self, now: float) -> None:
         """Kill what still runs, let idle workers leave."""
