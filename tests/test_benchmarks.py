@@ -554,13 +554,6 @@ def test_the_time_of_each_round_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     assert told[1::2] == ["round 1 of 2 took 0 min 0 s", "round 2 of 2 took 0 min 0 s"]
 
 
-class Several(footprint.Footprint):
-    """One contender in three processes."""
-
-    contenders = ("django",)
-    processes = 3
-
-
 def test_each_tick_that_a_blocked_loop_misses_counts_from_when_it_was_due(
     loop_runner: LoopRunner,
 ) -> None:
@@ -585,6 +578,13 @@ def test_memory_is_made_ready_and_given_back() -> None:
     assert resident_bytes() - held < size / 2
     huge_page = 2 << 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before >= size / huge_page
+
+
+class Several(footprint.Footprint):
+    """One contender in three processes."""
+
+    contenders = ("django",)
+    processes = 3
 
 
 @pytest.mark.parametrize("failing", [False, True])
