@@ -27,6 +27,7 @@ from leasepool_django.backends.process.encoding import Encoder
 from leasepool_django.backends.process.link import Link
 from leasepool_django.backends.process.preparation import Setup
 from leasepool_django.backends.process.shared import THRESHOLD, Payload, Segment
+from leasepool_django.backends.process.tray import Tray
 
 from . import jobs
 from .floors import one_socket
@@ -82,14 +83,17 @@ def system_calls(call: bytes) -> tuple[float, float]:
 def of_the_worker(call: bytes) -> tuple[float, float, float]:
     """Receiving a frame with its system calls, running its call, sending the outcome's frame."""
     here, there = socket.socketpair()
-    link = Link(there)
+    tray = Tray.create()
+    link = Link(there, tray)
 
     def receive() -> None:
+        link.open_tray()
         here.send(call)
         link.receive()
 
     with here, there:
         receiving = microseconds(receive)
+    tray.close()
     runner = worker._Runner(link, Setup("budget", spawn=False), None)  # private: what it costs
     wireless: Any = Wireless()
     wireless.sendall = wireless.send

@@ -52,12 +52,18 @@ GIVEN = (GRANTED, RUNNING)
 
 
 class StandIn(Worker):
-    """A worker that runs nothing. ``dead``: its process has ended, and nobody may know yet."""
+    """A worker that runs nothing. ``dead``: its process has ended, and nobody may know yet.
+
+    ``tray``: the call that was sent ahead and not taken; ``unread``: the one that it has finished,
+    and has begun that one after, which nobody has been told yet.
+    """
 
     def __init__(self, dispatcher: Dispatcher, slot: Slot, begun: list[Call]) -> None:
         self.slot = slot
         self.dead = False
         self.call: Call | None = None
+        self.tray: Call | None = None
+        self.unread: Call | None = None
         self.error: Callable[[], BaseException] = lambda: WorkerCrashedError("dead")
         self._dispatcher = dispatcher
         self._begun = begun
@@ -76,10 +82,33 @@ class StandIn(Worker):
                 call.wake()
             return
         assert not self.leaving
+        self.take(call)
+        call.begun = time.monotonic()
+
+    def take(self, call: Call) -> None:
+        """The process begins ``call``."""
+        assert not self.dead
         assert call not in self._begun, "no call is run twice"
         self._begun.append(call)
         self.call = call
-        call.begun = time.monotonic()
+
+    def put_ahead(self, call: Call) -> bool:
+        assert self.call is not None, "it would be begun before its turn"
+        assert self.call.home is call.home
+        assert self.tray is None
+        self.tray = call
+        return True
+
+    def take_back(self) -> bool:
+        there, self.tray = self.tray, None
+        return there is not None
+
+    def go_on(self) -> None:
+        """The process finishes its call and takes the next from its tray."""
+        assert self.tray is not None
+        self.unread, self.call = self.call, None
+        following, self.tray = self.tray, None
+        self.take(following)
 
     def kill(self, error: Callable[[], BaseException]) -> None:
         self.error = error
@@ -109,6 +138,7 @@ class Account(RuleBasedStateMachine):
             idle_while_closed=lambda: None,
         )
         self.dispatcher.max_pools = MAX_POOLS
+        self.dispatcher.ahead_seconds = math.inf
         self.dispatcher.closed = None
         self.growth_asked = False
         self.loops: list[asyncio.AbstractEventLoop] = []
@@ -164,6 +194,18 @@ class Account(RuleBasedStateMachine):
         call = Call(self.home(caller), print, b"", None)
         self.arrive(call, None)
         self.run_on(self.dispatcher.begin(call), call)
+
+    @rule(caller=st.integers(0, 1), data=st.data())
+    def crowd(self, caller: int, data: st.DataObject) -> None:
+        """Many calls of one loop, so that there is something to send ahead."""
+        lease = data.draw(st.sampled_from([None, *(one for one in self.leases() if one.open)]))
+        for _ in range(2 * WORKERS):
+            call = Call(self.home(caller), print, b"", None)
+            self.arrive(call, lease)
+            if lease is None:
+                self.run_on(self.dispatcher.begin(call), call)
+            else:
+                self.run_on(self.dispatcher.begin_in(lease, call), call)
 
     @rule(caller=callers, workers=st.integers(1, WORKERS))
     def acquire(self, caller: int, workers: int) -> None:
@@ -243,7 +285,8 @@ class Account(RuleBasedStateMachine):
 
     def time_out(self, data: st.DataObject) -> None:
         waiter = data.draw(st.sampled_from(self.those(WAITING)))
-        assert self.dispatcher.leave(waiter, lambda: LeaseTimeoutError("late"))
+        if not self.dispatcher.leave(waiter, lambda: LeaseTimeoutError("late")):
+            assert waiter in self.begun, "it is in line no more"
         assert not self.dispatcher.leave(waiter, lambda: LeaseTimeoutError("late"))
 
     @rule(which=st.sampled_from([(0,), (1,), (0, 1)]))
@@ -293,25 +336,66 @@ class Account(RuleBasedStateMachine):
             if worker.call and not (worker.call.home and worker.call.home.is_closed())
         ]
 
-    def end_call(self, worker: StandIn, *, retiring: bool) -> None:
-        call, worker.call = worker.call, None
+    def end_call(self, worker: StandIn, *, retiring: bool, takes_ahead: bool = True) -> None:
+        """Somebody reads what the worker has said, or that its process has ended."""
+        call, worker.unread = worker.unread, None
+        if call is not None:
+            retiring, takes_ahead = False, True
+        else:
+            call, worker.call = worker.call, None
         assert call is not None
-        following = self.dispatcher.call_ended(worker, call, call.home, retiring=retiring)
+        following = self.dispatcher.call_ended(
+            worker, call, call.home, retiring=retiring, takes_ahead=takes_ahead
+        )
         if following is not None:
             assert following.home is not None
             assert following.home is call.home
-            worker.begin(following, following.home, eager=False)
+            if following is worker.call:
+                pass  # it had begun before
+            elif following.ahead is not worker:
+                worker.begin(following, following.home, eager=False)
+            elif worker.dead:
+                assert worker.take_back()
+                assert self.dispatcher.call_undelivered(worker, following, suspect=False)
+            else:
+                assert worker.take_back()
+                assert takes_ahead
+                worker.take(following)
+                following.begun = time.monotonic()
+            self.dispatcher.look_ahead(worker, following.home)
         if call.home is None:
             call.wake()
         else:
             call.home.call_soon_threadsafe(call.wake)
 
     @precondition(lambda self: any(not worker.dead for worker in self.busy()))
-    @rule(data=st.data(), retiring=st.booleans())
-    def finish(self, data: st.DataObject, *, retiring: bool) -> None:
+    @rule(data=st.data(), retiring=st.sampled_from([False, False, True]), plain=st.booleans())
+    def finish(self, data: st.DataObject, *, retiring: bool, plain: bool) -> None:
         worker = data.draw(st.sampled_from([one for one in self.busy() if not one.dead]))
-        worker.dead = worker.dead or retiring
-        self.end_call(worker, retiring=retiring)
+        worker.dead = worker.dead or (retiring and worker.unread is None)
+        self.end_call(worker, retiring=retiring, takes_ahead=plain and not retiring)
+
+    def have_more(self) -> list[StandIn]:
+        """The workers that may go on by themselves."""
+        return [
+            worker
+            for worker in self.workers
+            if worker.call and worker.tray and not worker.dead and not worker.unread
+        ]
+
+    @rule(go_on=st.booleans())
+    def look_ahead(self, *, go_on: bool) -> None:
+        """Every busy worker may be sent another call, and go on with it."""
+        for worker in self.busy():
+            if worker.call and worker.call.home and not worker.unread and not worker.tray:
+                self.dispatcher.look_ahead(worker, worker.call.home)
+        for worker in self.have_more() if go_on else ():
+            worker.go_on()
+
+    @precondition(lambda self: bool(self.have_more()))
+    @rule(data=st.data())
+    def go_on(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.have_more())).go_on()
 
     def die(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.workers)).dead = True
@@ -320,9 +404,12 @@ class Account(RuleBasedStateMachine):
     @rule(data=st.data())
     def tell_the_caller(self, data: st.DataObject) -> None:
         """Who waits for a call learns that its worker has died."""
-        worker = data.draw(st.sampled_from([one for one in self.busy() if one.dead]))
-        assert worker.call is not None
-        worker.call.error = worker.error()
+        self.tell_of_death(data.draw(st.sampled_from([one for one in self.busy() if one.dead])))
+
+    def tell_of_death(self, worker: StandIn) -> None:
+        if worker.unread is None:
+            assert worker.call is not None
+            worker.call.error = worker.error()
         self.end_call(worker, retiring=True)
 
     @precondition(lambda self: any(worker.dead for worker in self.workers))
@@ -331,6 +418,7 @@ class Account(RuleBasedStateMachine):
         """The kernel reports a process gone; its successor may be ready at once, or later."""
         worker = data.draw(st.sampled_from([one for one in self.workers if one.dead]))
         slot = worker.slot
+        self.dispatcher.worker_dead(worker)
         if slot.worker is worker and self.dispatcher.slot_gone(slot) and replaced:
             self.start(slot)
         if worker.call is None or worker not in self.busy():
@@ -368,9 +456,13 @@ class Account(RuleBasedStateMachine):
     @invariant()
     def nobody_is_overtaken(self) -> None:
         for key, line in self.came.items():
-            waiting = [waiter for waiter in line if waiter.state == WAITING]
-            kept = self.dispatcher.line.waiting if key is None else key.waiting
-            assert list(kept) == waiting
+            kept = self.dispatcher.line if key is None else key
+            here = [waiter for waiter in line if waiter.state == WAITING]
+            ahead = [one for one in here if one.ahead is not None]
+            assert set(kept.ahead) <= set(ahead)
+            assert all(one in self.begun for one in ahead if one not in kept.ahead)
+            waiting = [waiter for waiter in here if waiter not in ahead]
+            assert list(kept.waiting) == waiting
             for waiter in line:
                 before, self.states[waiter] = self.states[waiter], waiter.state
                 if before in (NEW, WAITING) and waiter.state in GIVEN:
@@ -412,7 +504,7 @@ class Account(RuleBasedStateMachine):
             assert all(len(pool.idle) < head.workers for pool in pools)
             assert self.wants_growth() or not self.dispatcher.may_grow()
         for lease in self.dispatcher.leases:
-            assert not (lease.free and lease.waiting)
+            assert not (lease.free and (lease.waiting or lease.ahead))
 
     # -- what holds in the end ---------------------------------------------------------------------
 
@@ -433,10 +525,9 @@ class Account(RuleBasedStateMachine):
                 if worker in self.busy() and not worker.dead:
                     self.end_call(worker, retiring=False)
                 elif worker in self.busy():
-                    assert worker.call is not None
-                    worker.call.error = worker.error()
-                    self.end_call(worker, retiring=True)
+                    self.tell_of_death(worker)
                 elif worker.dead:
+                    self.dispatcher.worker_dead(worker)
                     if worker.slot.worker is worker:
                         self.dispatcher.slot_gone(worker.slot)
                     self.workers.remove(worker)
@@ -457,7 +548,7 @@ class Account(RuleBasedStateMachine):
             assert set(pool.idle) == set(pool.slots)
             assert all(slot.lease is None and slot.call is None for slot in pool.slots)
         assert not self.dispatcher.leases
-        assert not self.dispatcher.line.waiting
+        assert not len(self.dispatcher.line)
         for line in self.came.values():
             for waiter in line:
                 if waiter in self.given_up:

@@ -40,7 +40,7 @@ def forge(*frames: bytes) -> int:
         except OSError:
             continue  # no socket, or the listing's own
         with found:
-            for frame in frames:
+            for frame in frames if found.type == socket.SOCK_STREAM else ():
                 found.sendall(frame)
     return os.getpid()
 

@@ -21,6 +21,7 @@ import re
 import resource
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -909,3 +910,32 @@ class Greeter:
 def cached(value: int) -> int:
     time.sleep(0)
     return value * 2
+
+
+def mark_number(path: Path, number: int) -> int:
+    """Add ``number`` to ``path``, in one piece, and return it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(descriptor, b"%d\n" % number)
+    os.close(descriptor)
+    return number
+
+
+def mark_number_and_work(path: Path, number: int) -> int:
+    """Go on for a few tenths of a millisecond after that."""
+    mark_number(path, number)
+    deadline = time.perf_counter() + 0.0003
+    while time.perf_counter() < deadline:
+        pass
+    return number
+
+
+def fill_tray() -> None:
+    """Write what is no call to every socket that takes messages."""
+    for number in descriptors():
+        try:
+            other = socket.socket(fileno=os.dup(number))
+        except OSError:
+            continue
+        with other:
+            if other.type == socket.SOCK_DGRAM:
+                other.send(b"nonsense")

@@ -154,5 +154,6 @@ def test_overridden_settings_are_carried_since_workers_do_not_know_them(
 
 
 def test_without_translations_the_language_of_the_settings_is_meant(settings: Settings) -> None:
+    translation.get_language()  # what comes first decides for the life of the process
     settings.USE_I18N = False
     assert in_context() is None

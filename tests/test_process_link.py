@@ -20,7 +20,7 @@ SPOKEN_TO = """
     from tests.shared_jobs import shared_memory_in_use as mapped
 
     ours, theirs = socket.socketpair()
-    link = Link(theirs)
+    link = Link(theirs, None)
 
     def say(kind, body, segment=None):
         socket.send_fds(ours, [wire.frame(kind, body)], [segment.fd] if segment else [])

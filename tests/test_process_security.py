@@ -45,18 +45,20 @@ def test_a_program_started_by_the_preparation_inherits_nothing(
 
 
 @each_method
-def test_a_worker_has_its_own_socket_and_nothing_else(method: str) -> None:
-    """None of its siblings', of the fork server's or of the server's."""
+def test_a_worker_has_its_own_sockets_and_nothing_else(method: str) -> None:
+    """None of its siblings', of the fork server's or of the server's, but for those of its tray."""
     with running(3, mp_context=method) as manager, manager.lease_sync() as lease:
         before = jobs.descriptors().values()
         for _ in range(3):
             found = lease.run_sync(jobs.descriptors)
             inherited = {number: found.pop(number) for number in (0, 1, 2)}
             assert inherited[0] == os.devnull
-            assert len(found) == 1
-            (target,) = found.values()
-            assert target.startswith("socket:[")
-            assert target not in before
+            targets = set(found.values())
+            assert len(targets) == 3
+            assert all(target.startswith("socket:[") for target in targets)
+            assert len(targets.intersection(before)) == 2
+        each = [sockets(pid) for pid in worker_pids()]
+        assert len(set.union(*each)) == sum(map(len, each)) == 9
 
 
 def sockets(pid: int) -> set[str]:
@@ -82,8 +84,8 @@ def test_nothing_listens_and_no_socket_has_a_name(method: str) -> None:
     with running(2, mp_context=method) as manager:
         assert manager.run_sync(jobs.echo, 1) == 1
         ours = sockets(os.getpid()) - before
-        # One for each worker, the fork server's, and the housekeeper's pair.
-        assert len(ours) == 5
+        # One and a pair for each worker, the fork server's, and the housekeeper's pair.
+        assert len(ours) == 9
         for pid in [*fork_servers(), *worker_pids()]:
             ours |= sockets(pid)
         for protocol in NETWORK:

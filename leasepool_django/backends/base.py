@@ -40,13 +40,27 @@ class Host(Protocol):
     housekeeper: Housekeeper
 
     def call_ended(
-        self, worker: Worker, call: Call, home: asyncio.AbstractEventLoop | None, *, retiring: bool
+        self,
+        worker: Worker,
+        call: Call,
+        home: asyncio.AbstractEventLoop | None,
+        *,
+        retiring: bool,
+        takes_ahead: bool = False,
     ) -> Call | None:
         """Any thread: ``worker`` has finished ``call``.
 
         Returns the next call to begin on this worker now, if its home is ``home``; a call with
-        another home is passed to it. ``retiring``: the worker is leaving and takes no other call.
+        another home is passed to it. One whose ``ahead`` is ``worker`` has been sent already and
+        must not be sent again. ``retiring``: the worker is leaving and takes no other call;
+        ``takes_ahead``: it takes the one that was sent ahead to it, by itself.
         """
+
+    def look_ahead(self, worker: Worker, home: asyncio.AbstractEventLoop) -> None:
+        """On ``home``'s thread: ``worker`` has begun a call; another may be sent to it ahead."""
+
+    def worker_dead(self, worker: Worker) -> None:
+        """Any thread: the worker has ended; a call it was sent ahead and did not take is free."""
 
     def call_undelivered(self, worker: Worker, call: Call, *, suspect: bool = True) -> bool:
         """Any thread: ``worker`` was dead before it received ``call``, which may go to another.
@@ -80,6 +94,8 @@ class Worker(ABC):
     # Set before the worker is ended: it takes no further call. Guarded by the dispatcher's lock.
     leaving = False
     killed = False  # whether the engine ended it with kill()
+    # The call it was sent before its turn has come. Guarded by the dispatcher's lock.
+    ahead: Call | None = None
     # When the running call must have ended (monotonic). Written by whoever drives the worker.
     deadline: float | None = None
 
@@ -89,6 +105,21 @@ class Worker(ABC):
 
         ``eager``: nobody waits, so an outcome that is there at once may be taken at once.
         """
+
+    def put_ahead(self, call: Call) -> bool:  # noqa: ARG002 - for those that can
+        """Send ``call`` to this worker, which is busy, ahead of its turn; false if it cannot.
+
+        Under the dispatcher's lock, on the thread of the call's home, which is also the home of
+        the call that runs.
+        """
+        return False
+
+    def take_back(self) -> bool:
+        """Take back what was sent ahead; false if the worker has taken it.
+
+        Then it has finished the call before, of which all is sent. Under the dispatcher's lock.
+        """
+        return False
 
     @abstractmethod
     def run_blocking(self, call: Call) -> None:

@@ -14,7 +14,8 @@ One call, from ``await manager.run(fn, x)`` to its result, when a worker is idle
 
 When none is idle, the call joins the line, encoded; the reader callback that frees a worker hands
 it its next call. A caller on another loop, or a blocking one, is told on its own thread and drives
-the worker from there.
+the worker from there. Short calls may be sent to a busy worker ahead of their turn; they wait in
+line until it has finished the one before, and can be taken back.
 
 Who owns what:
 

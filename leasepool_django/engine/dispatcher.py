@@ -18,6 +18,7 @@ import math
 import threading
 from collections.abc import Callable
 from functools import partial
+from itertools import takewhile
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["Dispatcher"]
 
 PICKUP_SECONDS = 5.0
+AHEAD_SECONDS = 0.001
 MAX_DELIVERIES = 3  # workers that may have died of receiving a call before it fails
 
 
@@ -79,7 +81,11 @@ class Dispatcher:
     ``tell`` emits events; ``grow`` asks for another pool; ``retire`` ends the worker of a slot in a
     closing pool; ``idle_while_closed`` is told of each call and lease that ends after ``close``.
     ``time_out``, set by those who wait, takes a waiter whose seconds are over out of the line.
+    ``ahead_seconds``: calls that take less, in the mean, are sent ahead, or a worker would wait for
+    each; one that has been behind another for longer goes to the next worker that has time.
     """
+
+    ahead_seconds = AHEAD_SECONDS
 
     time_out: Callable[[Waiter, float], object]
 
@@ -165,7 +171,7 @@ class Dispatcher:
     def _stand_in_line(self, waiter: Waiter, *, wait: bool = True) -> None:
         if self.closed is not None:
             raise LeasePoolNotStartedError(f"The manager {self.name!r} {self.closed}.")
-        waiting = len(self.line.waiting)
+        waiting = len(self.line)
         if not wait or (self._max_waiting is not None and waiting >= self._max_waiting):
             self.counters.rejected += 1
             if not wait:
@@ -215,7 +221,7 @@ class Dispatcher:
             f"{self.name!r} and asks for another {request.workers} worker(s) that cannot come free "
             "until it gives the first one back: it would wait for itself. Run the calls on the "
             "lease it holds, or release that one first.",
-            waiting=len(self.line.waiting),
+            waiting=len(self.line),
             waits_for_itself=True,
         )
 
@@ -257,6 +263,9 @@ class Dispatcher:
 
     def _serve(self, wakes: list[Waiter]) -> None:
         """Give the heads of the line what fits, to be picked up on their own threads."""
+        if self.line.ahead:
+            for _ in range(sum(len(pool.idle) for pool in self.line.pools)):
+                self._recall_first(self.line)
         for waiter, slots in self.line.grants():
             if isinstance(waiter, Call):
                 self._assign(waiter, slots[0], None, wakes)
@@ -337,7 +346,13 @@ class Dispatcher:
     # -- freeing -----------------------------------------------------------------------------------
 
     def call_ended(
-        self, worker: Worker, call: Call, home: asyncio.AbstractEventLoop | None, *, retiring: bool
+        self,
+        worker: Worker,
+        call: Call,
+        home: asyncio.AbstractEventLoop | None,
+        *,
+        retiring: bool,
+        takes_ahead: bool = False,
     ) -> Call | None:
         """See ``Host.call_ended``."""
         with self.lock:
@@ -354,6 +369,10 @@ class Dispatcher:
                     counters.mean_call_seconds = mean + (monotonic() - call.begun - mean) * 0.05
             if retiring:
                 worker.leaving = True
+            if worker.ahead is not None and (
+                (takes_ahead and not worker.leaving) or not self._recall(worker)
+            ):
+                return self._promote(worker)
             if slot.worker is not worker:
                 return None  # it is dead, and its slot is in other hands
             slot.call = None
@@ -364,16 +383,21 @@ class Dispatcher:
             lease = slot.lease
             following: Waiter | None = None
             if lease is not None and lease.open:
+                if lease.ahead:
+                    self._recall_for(lease, has_other=bool(lease.waiting))
                 if not lease.waiting:
                     lease.free.append(slot)
                     return None
                 following = lease.waiting.popleft()
             elif lease is None and not slot.pool.closing:
                 waiting = self.line.waiting
-                if not waiting:
+                head = next(iter(waiting), None)
+                if self.line.ahead:
+                    self._recall_for(self.line, has_other=isinstance(head, Call))
+                    head = next(iter(waiting), None)
+                if head is None:
                     slot.pool.idle.append(slot)
                     return None
-                head = next(iter(waiting))
                 if isinstance(head, Call):
                     del waiting[head]
                     following = head
@@ -401,14 +425,12 @@ class Dispatcher:
             if call.deliveries >= MAX_DELIVERIES:
                 call.state = DONE
                 return False
-            call.slot = None
+            call.slot = call.ahead = None
             call.since = call.since or call.begun or monotonic()  # when it came
             wakes: list[Waiter] = []
             if call.lease is not None:
                 if call.lease.open:
-                    call.state = WAITING
-                    waiting = call.lease.waiting
-                    waiting.insert(sum(other.since < call.since for other in waiting), call)
+                    self._stand_again(call)
                     self._serve_lease(call.lease, wakes)
                 else:
                     call.state = DONE
@@ -419,11 +441,21 @@ class Dispatcher:
                 call.error = LeasePoolNotStartedError(f"The manager {self.name!r} {self.closed}.")
                 wakes.append(call)
             else:
-                self.line.rejoin(call)
+                self._stand_again(call)
                 self._serve(wakes)
         self._tell_waiters(wakes)
         self._limit_wait(call)
         return True
+
+    def _stand_again(self, call: Call) -> None:
+        """Under the lock: put a call that no worker has begun back in its place."""
+        lease = call.lease
+        if lease is None:
+            self.line.rejoin(call)
+            return
+        call.state = WAITING
+        before = sum(1 for _ in takewhile(lambda one: one.since < call.since, lease.waiting))
+        lease.waiting.insert(before, call)
 
     def _limit_wait(self, call: Call) -> None:
         """Without the lock: the caller did not have to wait at first, and set no timer."""
@@ -435,7 +467,7 @@ class Dispatcher:
                 return  # the loop is closed: its caller is gone for good
 
     def _serve_lease(self, lease: LeaseState, wakes: list[Waiter]) -> None:
-        while lease.free and lease.waiting:
+        while lease.free and (lease.waiting or self._recall_first(lease)):
             self._assign(lease.waiting.popleft(), lease.free.pop(), None, wakes)
 
     def _free(self, slot: Slot, wakes: list[Waiter]) -> None:
@@ -494,6 +526,123 @@ class Dispatcher:
                 return False
             return True
 
+    # -- sending ahead -----------------------------------------------------------------------------
+
+    def look_ahead(self, worker: Worker, home: asyncio.AbstractEventLoop) -> None:
+        """See ``Host.look_ahead``.
+
+        Only where all workers have enough to do: what waits behind one cannot be had by another
+        without being taken back.
+        """
+        if self.counters.mean_call_seconds > self.ahead_seconds:
+            return
+        with self.lock:
+            slot = worker.slot
+            running = slot.call
+            if (
+                running is None
+                or running.home is not home
+                or slot.worker is not worker
+                or worker.ahead is not None
+                or worker.leaving
+            ):
+                return
+            lease = slot.lease
+            line: Line | LeaseState
+            if lease is None:
+                line = self.line
+                if slot.pool.closing:
+                    return
+            elif lease.open:
+                line = lease
+            else:
+                return
+            if line.ahead:
+                self._recall_for(line, has_other=True)
+            if len(line.waiting) + len(line.ahead) >= line.workers and line.waiting:
+                call = next(iter(line.waiting))
+                if isinstance(call, Call) and call.home is home and worker.put_ahead(call):
+                    if lease is None:
+                        del self.line.waiting[call]
+                    else:
+                        lease.waiting.popleft()
+                    call.begun = 0.0
+                    call.ahead = worker
+                    worker.ahead = call
+                    line.ahead[call] = None
+
+    def worker_dead(self, worker: Worker) -> None:
+        """See ``Host.worker_dead``."""
+        wakes: list[Waiter] = []
+        with self.lock:
+            if worker.ahead is None:
+                return
+            self._recall(worker)
+            self._serve(wakes)
+        self._wake(wakes)
+
+    def _recall(self, worker: Worker) -> bool:
+        """Under the lock: have what was sent ahead to ``worker`` stand in its place again.
+
+        False if the worker has begun it; then it has finished the call before, whose outcome only
+        has to be read.
+        """
+        call = worker.ahead
+        if call is None:
+            return True
+        if not self._may_be_recalled(call):
+            return False
+        del (call.lease or self.line).ahead[call]
+        if not worker.take_back():
+            self.counters.calls_started += 1
+            return False
+        worker.ahead = call.ahead = None
+        self._stand_again(call)
+        return True
+
+    def _may_be_recalled(self, call: Call) -> bool:
+        """Under the lock: whether nobody has noticed that its worker has begun it."""
+        return call in (call.lease or self.line).ahead
+
+    def _recall_first(self, line: Line | LeaseState) -> bool:
+        """Under the lock: have the first call of ``line`` that was sent ahead stand there again."""
+        while line.ahead:
+            worker = next(iter(line.ahead)).ahead
+            assert worker is not None
+            if self._recall(worker):
+                return True
+        return False
+
+    def _recall_for(self, line: Line | LeaseState, *, has_other: bool) -> None:
+        """Under the lock: a worker has time for the first call of ``line`` that was sent ahead.
+
+        ``has_other``: and for another that stands in line. Then it is recalled only if the call
+        before it takes so long that it would be overtaken by many.
+        """
+        worker = next(iter(line.ahead)).ahead
+        assert worker is not None
+        before = worker.slot.call
+        if not has_other:
+            self._recall_first(line)
+        elif before is None or monotonic() - before.begun > self.ahead_seconds:
+            self._recall(worker)
+
+    def _promote(self, worker: Worker) -> Call:
+        """Under the lock: the worker has finished its call, and goes on with what it has."""
+        call, worker.ahead = worker.ahead, None
+        assert call is not None
+        if self._may_be_recalled(call):
+            del (call.lease or self.line).ahead[call]
+            self.counters.calls_started += 1
+        slot = worker.slot
+        if slot.worker is worker:
+            slot.call = call
+        call.slot = slot
+        call.worker = worker
+        if call.state == WAITING:  # and has not been given up
+            call.state = RUNNING
+        return call
+
     # -- leaving -----------------------------------------------------------------------------------
 
     def abandon(self, waiter: Waiter) -> Worker | None:
@@ -501,9 +650,18 @@ class Dispatcher:
         wakes: list[Waiter] = []
         worker = None
         with self.lock:
+            if (
+                waiter.state == WAITING
+                and waiter.ahead is not None
+                and not self._recall(waiter.ahead)
+            ):
+                worker = waiter.ahead  # has begun it
+                worker.leaving = True
             state = waiter.state
             waiter.state = GONE if state != DONE else DONE
-            if state == WAITING:
+            if worker is not None:
+                self.counters.calls_abandoned += 1
+            elif state == WAITING:
                 self._leave_line(waiter, wakes)
                 self.counters.calls_abandoned += isinstance(waiter, Call)
             elif state == GRANTED:
@@ -514,7 +672,10 @@ class Dispatcher:
                     self.counters.calls_abandoned += 1
                     worker = waiter.worker
                     assert worker is not None
-                    worker.leaving = True
+                    if self._recall(worker):
+                        worker.leaving = True
+                    else:
+                        worker = None  # it has finished, and is at another call
                 else:
                     assert isinstance(waiter, Request)
                     assert waiter.lease is not None
@@ -527,6 +688,8 @@ class Dispatcher:
         wakes: list[Waiter] = []
         with self.lock:
             if waiter.state != WAITING:
+                return False
+            if waiter.ahead is not None and not self._recall(waiter.ahead):
                 return False
             waiter.state = GONE
             self._leave_line(waiter, wakes)
@@ -588,6 +751,8 @@ class Dispatcher:
 
     def _close_lease(self, lease: LeaseState, wakes: list[Waiter]) -> list[Call]:
         """Under the lock: idle slots go back now, busy ones as their calls end."""
+        while lease.ahead:
+            self._recall_first(lease)
         lease.open = False
         self.leases.discard(lease)
         counters = self.counters
@@ -660,6 +825,8 @@ class Dispatcher:
         ``closing`` is called under the lock, before anybody is told.
         """
         with self.lock:
+            while self.line.ahead:
+                self._recall_first(self.line)  # to be refused with those who wait there
             self.closed = why
             closing()
             refused: list[Waiter] = list(self.line.waiting)
@@ -766,10 +933,22 @@ class Dispatcher:
                         continue
                     if call is None:
                         self._find_lost(slot, wakes)
-                    elif call.state == RUNNING:
+                    elif call.state == RUNNING or (
+                        worker.ahead is not None and not self._may_be_recalled(worker.ahead)
+                    ):
                         deadline = worker.deadline
                         late = deadline is not None and deadline <= now
-                        if late or (call.home is not None and call.home.is_closed()):
+                        closed = call.home is not None and call.home.is_closed()
+                        if (late or closed) and not self._recall(worker) and not closed:
+                            # Its loop has not read the outcome yet. Another call is running.
+                            call = worker.ahead
+                            assert call is not None
+                            if not call.begun:
+                                call.begun = now
+                                deadline = now + call.timeout if call.timeout is not None else None
+                                worker.deadline = deadline
+                                late = False
+                        if late or closed:
                             worker.leaving = True
                             overdue.append((worker, call))
                         elif deadline is not None:
@@ -853,9 +1032,9 @@ class Dispatcher:
                     continue
                 seconds += usual - passed if passed < usual else passed
         if before is None and not counters.leases_ended:
-            seconds += len(self.line.waiting) * counters.mean_call_seconds
+            seconds += len(self.line) * counters.mean_call_seconds
             return seconds / (workers or 1)
-        for waiter in self.line.waiting:
+        for waiter in [*self.line.ahead, *self.line.waiting]:
             if waiter is before:
                 break
             if isinstance(waiter, Call):

@@ -56,6 +56,7 @@ class LeaseState:
         self.slots = set(slots)
         self.free = list(slots)  # slots of this lease with a ready worker and no call
         self.waiting: deque[Call] = deque()
+        self.ahead: dict[Call, None] = {}  # as in Line
         self.open = True  # takes new calls
         self.expired = False
         self.soft_expiry_told = False

@@ -46,6 +46,7 @@ class Waiter:
     future: asyncio.Future[None] | None = None
     wakeup: _thread.LockType | None = None
     since = 0.0  # when it came (monotonic), once it has to wait
+    ahead: Worker | None = None  # that a call was sent to while it was still waiting
 
     def __init__(self, home: asyncio.AbstractEventLoop | None) -> None:
         self.home = home
@@ -158,14 +159,24 @@ class Pool:
 
 
 class Line:
-    """Who waits, in order, and which slots are idle."""
+    """Who waits, in order, and which slots are idle.
+
+    ``ahead``: the calls that wait in a worker's tray, and not in ``waiting``, in the order in which
+    they were sent there.
+    """
 
     def __init__(self) -> None:
         self.pools: list[Pool] = []
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()
+        self.ahead: dict[Call, None] = {}
 
     def __len__(self) -> int:
-        return len(self.waiting)
+        return len(self.waiting) + len(self.ahead)
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are, those that start included."""
+        return sum([len(pool.slots) for pool in self.pools])
 
     def take(self, workers: int) -> list[Slot] | None:
         """Remove ``workers`` idle slots of one pool, the fullest pool that has them."""
@@ -195,13 +206,13 @@ class Line:
         self.waiting[waiter] = None
 
     def rejoin(self, waiter: Waiter) -> None:
-        """Stand where it stood before: only for a call that no worker has received.
+        """Stand where it stood before: only for a call that no worker has begun.
 
         Nobody in line came before it but others that came back like this, so the way is short.
         """
-        ahead = list(takewhile(lambda other: other.since < waiter.since, self.waiting))
+        before = list(takewhile(lambda other: other.since < waiter.since, self.waiting))
         self.join(waiter)
-        for each in (waiter, *reversed(ahead)):
+        for each in (waiter, *reversed(before)):
             self.waiting.move_to_end(each, last=False)
 
     def leave(self, waiter: Waiter) -> None:
@@ -211,7 +222,7 @@ class Line:
     @property
     def head(self) -> Waiter | None:
         """The first in line."""
-        return next(iter(self.waiting)) if self.waiting else None
+        return next(iter(self.ahead or self.waiting), None)
 
     def grants(self) -> Iterator[tuple[Waiter, list[Slot]]]:
         """Give the head of the line what it asks for, as long as that fits."""

@@ -156,7 +156,7 @@ def _lease(lease: LeaseState, now: float) -> LeaseStats:
         owner=lease.owner,
         workers=lease.workers,
         running=sum(slot.call is not None for slot in lease.slots),
-        waiting=len(lease.waiting),
+        waiting=len(lease.waiting) + len(lease.ahead),
         age=now - lease.begun,
         expires_in=None if lease.hard_expires_at == math.inf else lease.hard_expires_at - now,
     )

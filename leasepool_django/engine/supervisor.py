@@ -62,7 +62,10 @@ class Supervisor:
             retire=self._retire_later,
             idle_while_closed=self._wake_housekeeper,
         )
-        self.call_ended = self.dispatcher.call_ended  # at each call: not by way of a method here
+        # At each call: not by way of methods here.
+        self.call_ended = self.dispatcher.call_ended
+        self.look_ahead = self.dispatcher.look_ahead
+        self.worker_dead = self.dispatcher.worker_dead
         self._life = threading.Lock()  # guards start() against start() and stop()
         self._state = NEW
         self._started: Future[None] = _done()

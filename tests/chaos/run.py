@@ -149,7 +149,7 @@ def _manager(plan: Plan, logger: logging.Logger, marks: Path) -> LeasedExecutorM
     quiet = logging.getLogger("tests.chaos.engine")
     quiet.handlers, quiet.propagate = [logging.NullHandler()], False
     sizes = iter(range(1_000_000_000))
-    return LeasedExecutorManager(
+    manager = LeasedExecutorManager(
         max_pools=MAX_POOLS,
         workers_per_pool=WORKERS,
         units_per_pool=1,
@@ -166,6 +166,9 @@ def _manager(plan: Plan, logger: logging.Logger, marks: Path) -> LeasedExecutorM
         mp_context=plan.context,
         start_timeout=15.0,
     )
+    # Long calls are sent ahead as well: there is more time for something to happen to them.
+    manager._supervisor.dispatcher.ahead_seconds = math.inf
+    return manager
 
 
 # --- rounds ---------------------------------------------------------------------------------------

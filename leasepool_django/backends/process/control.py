@@ -74,9 +74,10 @@ class ForkServerProcess:
         """The descriptor that becomes readable when the fork server says something."""
         return self._control.fileno()
 
-    def start_worker(self, number: int, channel: socket.socket) -> None:
-        """Ask for a worker on ``channel``, the worker's end; STARTED or NOT_STARTED follows."""
-        socket.send_fds(self._control, [wire.message(wire.START, number)], [channel.fileno()])
+    def start_worker(self, number: int, sockets: list[socket.socket]) -> None:
+        """Ask for a worker that has these ``sockets``; STARTED or NOT_STARTED follows."""
+        message = wire.message(wire.START, number, len(sockets))
+        socket.send_fds(self._control, [message], [each.fileno() for each in sockets])
 
     def kill_worker(self, number: int) -> None:
         """Kill a worker, where there are no process descriptors."""

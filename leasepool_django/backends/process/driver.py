@@ -29,6 +29,7 @@ from . import wire
 from .outbox import Outbox
 from .outcomes import decode
 from .system import has_ended
+from .tray import LARGEST, SUPPORTED, Tray
 
 if TYPE_CHECKING:
     from ...engine.line import Call, Slot
@@ -64,7 +65,13 @@ class ProcessWorker(Worker):
         self.unreported = False  # whether it had ended before, and the fork server did not say so
         self.offence = ""  # why this process had to end it, other than by kill()
         self.reader = wire.FrameReader()
-        self.channel, self.theirs = socket.socketpair()
+        self.tray = Tray.create() if SUPPORTED else None
+        try:
+            self.channel, self.theirs = socket.socketpair()
+        except OSError:
+            if self.tray is not None:
+                self.tray.close()
+            raise
         self.channel.setblocking(False)
         self.pidfd: int | None = None
         self._backend = backend
@@ -83,6 +90,12 @@ class ProcessWorker(Worker):
         self._memory_used = 0.0  # when it was used last (monotonic)
         self._memory_watched = False  # whether somebody looks after that
         self._call_taken = False  # the worker has said that it has received the call
+        # Where in the tray the running call was put, if it was sent ahead.
+        self._turn: int | None = None
+        # After one was taken back, no other is sent ahead until a call that was sent later, over
+        # the socket, has its outcome: true, or that call. A worker that was just about to take the
+        # one might else take the other, before it has read its socket.
+        self._barred: Call | bool = False
         self._kill_error: Callable[[], BaseException] | None = None
         self._lock = threading.Lock()
         self._readers: list[asyncio.AbstractEventLoop] = []
@@ -90,6 +103,11 @@ class ProcessWorker(Worker):
         self._ended = threading.Event()
         self.status: int | None = None  # exit code or minus a signal, once _ended is set
         self._hung_up = False
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """What the process is given: its end of the socket, and all of the tray."""
+        return [self.theirs, *(self.tray.ends if self.tray is not None else ())]
 
     # -- life (housekeeper) ------------------------------------------------------------------------
 
@@ -107,6 +125,8 @@ class ProcessWorker(Worker):
                 self.pidfd = None
             self.status = status
             self._ended.set()
+        self._host.worker_dead(self)
+        with self._lock:
             readers = list(self._readers)
             if self._threads:
                 # Wakes the thread even while a process the worker had started holds its end.
@@ -122,6 +142,8 @@ class ProcessWorker(Worker):
     def _close(self) -> None:
         """Under the lock: nobody drives the socket any more."""
         self.channel.close()
+        if self.tray is not None:
+            self.tray.close()
         self._outbox.close()
 
     def discard(self) -> None:
@@ -235,6 +257,8 @@ class ProcessWorker(Worker):
             self._undelivered(call)
             return
         self._call = call
+        if self._barred is True:
+            self._barred = call
         call.begun = monotonic()
         if call.timeout is not None:
             self._set_deadline(call)
@@ -272,6 +296,42 @@ class ProcessWorker(Worker):
             self._eager += 1
             self._take(home)
             self._misses = self._misses + 1 if self._call is call else 0
+
+    def put_ahead(self, call: Call) -> bool:
+        """See ``Worker.put_ahead``."""
+        payload = call.payload
+        return (
+            self.tray is not None
+            and type(payload) is bytes
+            and len(payload) <= LARGEST
+            and not self._barred
+            and not self.killed
+            and not self._ended.is_set()
+            # It would find this one first, if the one before is not all sent or has to be told
+            # something with it.
+            and not self._unsent
+            and self._outbox.unwritten is None
+            and not self._outbox.results_read
+            and self.tray.put(payload)
+        )
+
+    def take_back(self) -> bool:
+        """See ``Worker.take_back``."""
+        assert self.tray is not None
+        assert self.ahead is not None
+        if not self.tray.take_back(self.ahead.payload):
+            return False
+        self._barred = True
+        return True
+
+    def _go_on(self, call: Call) -> None:
+        """The worker has taken ``call`` from its tray, or is about to."""
+        assert self.tray is not None
+        self._turn = self.tray.turn ^ 1
+        self._call = call
+        call.begun = monotonic()
+        if call.timeout is not None:
+            self._set_deadline(call)
 
     def _write_on(self, home: asyncio.AbstractEventLoop, call: Call) -> None:
         """On ``home``: write more of a large payload, and send word of it after its last piece."""
@@ -398,9 +458,11 @@ class ProcessWorker(Worker):
         if call is None or call.home is not home or plain not in _OUTCOMES:
             self._interfered()
             return
-        self._call = None
+        self._call = self._turn = None
         self._call_taken = False
         self.deadline = None
+        if self._barred is call:
+            self._barred = False
         try:
             if kind & wire.KEPT:
                 self._outbox.give_up_arguments()
@@ -413,11 +475,22 @@ class ProcessWorker(Worker):
             self._call = call  # who is told when the worker has ended
             self._interfered()
             return
-        following = self._host.call_ended(self, call, home, retiring=kind >= wire.RETIRING)
+        following = self._host.call_ended(
+            self,
+            call,
+            home,
+            retiring=kind >= wire.RETIRING,
+            takes_ahead=kind in wire.OPENS_TRAY,
+        )
         try:
             if following is not None:
                 assert home is not None
-                self.begin(following, home, eager=False)
+                if following.ahead is self:
+                    self._go_on(following)
+                else:
+                    self.begin(following, home, eager=False)
+                if self.tray is not None:
+                    self._host.look_ahead(self, home)
             elif kind >= wire.RETIRING:
                 self._backend.expect_end_soon(self)
         finally:
@@ -496,9 +569,11 @@ class ProcessWorker(Worker):
                 for kind, body in frames:
                     self._handle(home, kind, body)
             self._stop_io(home)
-            call, self._call = self._call, None
-            if call is not None:
-                self._host.call_ended(self, call, home, retiring=True)
+            self._left_in_tray()
+            following, self._call = self._call, None
+            while (call := following) is not None:
+                # One sent ahead may follow whose predecessor's outcome was lost on the way.
+                following = self._host.call_ended(self, call, home, retiring=True)
                 if call.state != GONE and call.error is None:
                     call.error = self._death(call)
                 call.wake()
@@ -612,10 +687,21 @@ class ProcessWorker(Worker):
             (isinstance(error, ConnectionResetError) or self._outbox.unwritten is not None)
             and call is not None
             and not self._call_taken
+            and self._turn is None
             and self._kill_error is None
             and self.reader.between_frames
         ):
             self._call = None
+            self._undelivered(call)
+
+    def _left_in_tray(self) -> None:
+        """The process has ended; the call it had next was not begun if it is still in the tray."""
+        call = self._call
+        if call is None or self._turn is None or self._kill_error is not None:
+            return
+        assert self.tray is not None
+        if self.tray.take_from(self._turn, call.payload):
+            self._call = self._turn = None
             self._undelivered(call)
 
     def _death(self, call: Call) -> BaseException:

@@ -75,7 +75,7 @@ class ForkServer:
         self.parent = parent
         self.workers: dict[int, int] = {}  # pid -> the parent's number for the worker
         self.reader = wire.FrameReader()
-        self.sockets: list[int] = []  # received descriptors that no request has claimed yet
+        self.sockets: list[int] = []  # the descriptors that came with the request
         self.wakeups, self.wakeup_sender = socket.socketpair()
         self.wakeups.setblocking(False)
         self.wakeup_sender.setblocking(False)
@@ -151,10 +151,12 @@ class ForkServer:
         if kind == wire.PREPARE:
             self._prepare(body)
         elif kind == wire.START:
-            (number,) = pickle.loads(body)
-            if self.sockets:
-                self._start(number, self.sockets.pop(0))
+            number, count = pickle.loads(body)
+            sockets, self.sockets = self.sockets, []
+            if len(sockets) == count:
+                self._start(number, sockets)
             else:  # the kernel drops what a process has no free descriptor for
+                _close(sockets)
                 reason = "the fork server has run out of file descriptors"
                 self.control.sendall(wire.message(wire.NOT_STARTED, number, reason))
         elif kind == wire.KILL:
@@ -208,14 +210,14 @@ class ForkServer:
 
     # -- starting ----------------------------------------------------------------------------------
 
-    def _start(self, number: int, fd: int) -> None:
+    def _start(self, number: int, sockets: list[int]) -> None:
         try:
-            pid = self._spawn(fd) if self.setup.spawn else self._fork(fd)
+            pid = self._spawn(sockets) if self.setup.spawn else self._fork(sockets)
         except OSError as error:
-            os.close(fd)
             self.control.sendall(wire.message(wire.NOT_STARTED, number, str(error)))
             return
-        os.close(fd)
+        finally:
+            _close(sockets)
         self.workers[pid] = number
         # Not reaped yet, so the number cannot be somebody else's.
         try:
@@ -229,7 +231,7 @@ class ForkServer:
             socket.send_fds(self.control, [started], [pidfd])
             os.close(pidfd)
 
-    def _fork(self, fd: int) -> int:
+    def _fork(self, sockets: list[int]) -> int:
         server = os.getpid()
         pid = os.fork()
         if pid:
@@ -240,17 +242,15 @@ class ForkServer:
             self.control.close()
             self.wakeups.close()
             self.wakeup_sender.close()
-            for stray in self.sockets:
-                os.close(stray)
             if self.parent_fd is not None:
                 os.close(self.parent_fd)
-            code = worker.run(socket.socket(fileno=fd), server, self.setup, self.hooks)
+            code = worker.run(sockets, server, self.setup, self.hooks)
         except BaseException:  # noqa: BLE001 - nobody else is left to show it
             traceback.print_exc()
         finally:
             os._exit(code)
 
-    def _spawn(self, fd: int) -> int:
+    def _spawn(self, sockets: list[int]) -> int:
         # An unlinked file, not a pipe: it takes any size at once and needs no second process.
         import tempfile
 
@@ -259,13 +259,13 @@ class ForkServer:
             source.write(self.setup_body)
             source.flush()
             source.seek(0)
-            os.set_inheritable(fd, True)
-            os.set_inheritable(source.fileno(), True)
+            for fd in (*sockets, source.fileno()):
+                os.set_inheritable(fd, True)
             command = boot_command(
                 sys.executable,
                 source.fileno(),
                 "leasepool_django.backends.process.worker",
-                fd,
+                ",".join(map(str, sockets)),
                 os.getpid(),
             )
             return os.posix_spawn(sys.executable, command, os.environ)
@@ -335,6 +335,11 @@ class ForkServer:
             reap(pid)
             del self.workers[pid]
         self._kill_strays()
+
+
+def _close(descriptors: list[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
 
 
 class _ParentWatch:

@@ -272,7 +272,7 @@ class ProcessBackend(Encoder, Backend):
         self._workers[worker.number] = worker
         self._set_timer(worker.number, self._start_timeout, partial(self._start_is_late, worker))
         try:
-            self._server.start_worker(worker.number, worker.theirs)
+            self._server.start_worker(worker.number, worker.sockets)
         except OSError:
             # Its end is read after what it still said.
             self._server.kill()

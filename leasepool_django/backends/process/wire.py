@@ -52,6 +52,9 @@ FETCH = 15  # the segment of the call that was just read
 RETIRING = 0x80  # the worker takes no further call and leaves
 KEPT = 0x40  # the function kept something that refers to the argument segment
 PLAIN = 0x3F  # masks both
+# After these outcomes, and only these, the worker looks in its tray for its next call: nothing else
+# has to be told or settled before.
+OPENS_TRAY = frozenset({RESULT, ERROR})
 # parent -> fork server
 PREPARE = 16
 START = 17

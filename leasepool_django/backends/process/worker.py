@@ -38,6 +38,7 @@ from .system import (
     resident_bytes,
 )
 from .timers import Timers, use, watch
+from .tray import Tray
 
 __all__ = ["main", "run"]
 
@@ -48,23 +49,27 @@ MOST_DEAD_CHILDREN = 32
 CALLS_BETWEEN_LOOKS = 64
 TIME_SLICE = 0.01  # seconds; the kernel's default is 0.7 to 3 ms
 
-dumps, pack = pickle.dumps, wire.pack
+dumps, pack, OPENS_TRAY = pickle.dumps, wire.pack, wire.OPENS_TRAY
 modules = sys.modules
 # Of the frames that stand above the function's in a traceback; a carrier or hook is the project's.
 _MODULES = frozenset({__name__, Link.__module__, Payload.__module__, Carriers.__module__})
 
 
-def main(source: BinaryIO, fd: str, parent: str) -> None:
+def main(source: BinaryIO, fds: str, parent: str) -> None:
     """Entry point of a spawned worker after ``BOOT``; the rest of ``source`` is the ``Setup``."""
     setup = pickle.load(source)
     source.close()
-    channel = socket.socket(fileno=int(fd))
-    os.set_inheritable(channel.fileno(), False)
-    os._exit(run(channel, int(parent), setup, None))
+    sockets = [int(fd) for fd in fds.split(",")]
+    for fd in sockets:
+        os.set_inheritable(fd, False)
+    os._exit(run(sockets, int(parent), setup, None))
 
 
-def run(channel: socket.socket, parent: int, setup: Setup, hooks: Any) -> int:
-    """Be a worker until the socket ends; returns the exit status."""
+def run(sockets: list[int], parent: int, setup: Setup, hooks: Any) -> int:
+    """Be a worker until the socket ends; returns the exit status.
+
+    ``sockets``: the descriptors of its socket and of the ends of its tray, where there is one.
+    """
     mark_worker()
     os.setpgid(0, 0)
     die_with_parent(parent)
@@ -73,7 +78,8 @@ def run(channel: socket.socket, parent: int, setup: Setup, hooks: Any) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, live_on)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    link = forwarding.link = Link(channel)
+    channel, *ends = (socket.socket(fileno=fd) for fd in sockets)
+    link = forwarding.link = Link(channel, Tray((ends[0], ends[1])) if ends else None)
     try:
         if setup.spawn:
             watch()
@@ -248,7 +254,10 @@ class _Runner:
         if isinstance(out, Payload):
             self.link.send(*out.frame(wire.RESULT_PARTS | flags))
         else:
-            self.link.send(pack(len(out) << 8 | kind | flags) + out)
+            kind |= flags
+            self.link.send(pack(len(out) << 8 | kind) + out)
+            if kind in OPENS_TRAY:
+                self.link.open_tray()
         return leaving
 
     def _has_had_enough(self) -> bool:

@@ -1,0 +1,75 @@
+"""Where a call lies that is sent to a busy worker ahead of its turn.
+
+Whoever receives it first has it: the worker, which begins it then, or the server, which wants it
+back; the kernel gives a datagram to one reader only. So it is always known whether a call has been
+begun, also when the worker has died, and none is begun twice.
+
+There are two such places, which take turns: one for the call that is the worker's next, or was and
+may not have been taken yet, and one for the call after it, which nobody can take before its turn.
+Both are the two ends of one pair of sockets, and both processes have both.
+
+Standard library only: every worker imports this module.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from .system import LINUX
+
+__all__ = ["LARGEST", "SUPPORTED", "Tray"]
+
+LARGEST = 2048  # bytes of a call that is sent ahead; a larger one takes longer anyway
+# A worker asks for what is here and on its socket in one system call, and must not overlook on its
+# socket what was sent there first: Linux looks in the order in which it was asked.
+SUPPORTED = LINUX
+
+
+class Tray:
+    """One process's view of it: how many calls it has put or taken so far says which is next."""
+
+    def __init__(self, ends: tuple[socket.socket, socket.socket]) -> None:
+        for end in ends:
+            end.settimeout(None)  # the flag below says what it needs, and no default counts
+        self.ends = ends
+        self.turn = 0
+
+    @classmethod
+    def create(cls) -> Tray:
+        """A new one; ``OSError`` if there are no descriptors left."""
+        return cls(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+
+    def put(self, message: bytes) -> bool:
+        """Lay ``message`` there; false if the kernel does not take it."""
+        try:
+            self.ends[self.turn ^ 1].send(message, socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        self.turn ^= 1
+        return True
+
+    def take_back(self, message: bytes) -> bool:
+        """Take ``message``, which was put there last, back; false if the worker has it."""
+        turn = self.turn ^ 1
+        if not self.take_from(turn, message):
+            return False
+        self.turn = turn
+        return True
+
+    def take_from(self, turn: int, message: bytes) -> bool:
+        """Take what was put there at ``turn``; false if the worker has it.
+
+        What a function has put there does not count.
+        """
+        found = b""
+        while found != message:
+            try:
+                found = self.ends[turn].recv(LARGEST, socket.MSG_DONTWAIT)
+            except OSError:
+                return False
+        return True
+
+    def close(self) -> None:
+        """Let go of both ends."""
+        for end in self.ends:
+            end.close()
