@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from time import monotonic
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,7 @@ from leasepool_django.engine.dispatcher import MAX_DELIVERIES
 from leasepool_django.engine.lease import LeaseState
 from leasepool_django.engine.line import DONE, GONE, GRANTED, RUNNING, WAITING, Call, Pool, Request
 from leasepool_django.exceptions import (
+    CallTimeoutError,
     LeaseExpiredError,
     LeasePoolNotStartedError,
     LeaseTimeoutError,
@@ -335,3 +337,53 @@ def test_a_grant_that_is_refused_by_a_stop_is_no_call_that_has_started(closed: A
     assert late[0].future is not None
     assert late[0].future.done()
     assert closed.dispatcher.counters.calls_started == len(calls)
+
+
+def two_at_one_worker(account: Account) -> tuple[StandIn, Call, Call]:
+    """A worker that has finished the first call, which nobody has read, and begun the second."""
+    first, _ = ask(account), ask(account)
+    waiting = [ask(account) for _ in range(3)]
+    worker = worker_of(first)
+    assert first.home is not None
+    account.dispatcher.look_ahead(worker, first.home)
+    assert worker.tray is waiting[0]
+    worker.go_on()
+    return worker, first, waiting[0]
+
+
+def test_giving_up_a_call_that_is_done_does_not_stop_the_one_sent_ahead(account: Account) -> None:
+    worker, first, second = two_at_one_worker(account)
+    account.given_up.add(first)
+    assert account.dispatcher.abandon(first) is None
+    assert not worker.leaving
+    account.end_call(worker, retiring=False)
+    assert second.state == RUNNING
+    assert worker.slot.call is second
+
+
+def test_giving_up_one_sent_ahead_that_has_begun_stops_it(account: Account) -> None:
+    worker, first, second = two_at_one_worker(account)
+    account.given_up.add(second)
+    assert account.dispatcher.abandon(second) is worker
+    worker.kill(asyncio.CancelledError)
+    account.end_call(worker, retiring=False)
+    assert first.state == DONE
+    assert first.error is None
+    account.tell_of_death(worker)
+
+
+def test_one_sent_ahead_that_has_begun_has_its_own_time(account: Account) -> None:
+    """From when it is found; what its worker had to do before is done."""
+    worker, first, second = two_at_one_worker(account)
+    second.timeout = 5.0
+    now = monotonic()
+    worker.deadline = now - 1
+    assert not account.dispatcher.look(now).overdue
+    assert worker.deadline == now + 5
+    assert not account.dispatcher.look(now + 4).overdue
+    assert account.dispatcher.look(now + 6).overdue == [(worker, second)]
+    worker.kill(lambda: CallTimeoutError("late", timeout=5.0, function="second"))
+    account.end_call(worker, retiring=False)
+    assert first.error is None
+    account.tell_of_death(worker)
+    assert isinstance(second.error, CallTimeoutError)
