@@ -99,9 +99,16 @@ class StandIn(Worker):
         self.tray = call
         return True
 
-    def take_back(self) -> bool:
-        there, self.tray = self.tray, None
-        return there is not None
+    def take_back(self, taken: list[bytes]) -> None:
+        if self.tray is not None:
+            taken.append(b"")
+            self.tray = None
+
+    def is_left(self) -> bool:
+        """Whether the one sent ahead is still there; now it is not."""
+        taken: list[bytes] = []
+        self.take_back(taken)
+        return bool(taken)
 
     def go_on(self) -> None:
         """The process finishes its call and takes the next from its tray."""
@@ -355,10 +362,10 @@ class Account(RuleBasedStateMachine):
             elif following.ahead is not worker:
                 worker.begin(following, following.home, eager=False)
             elif worker.dead:
-                assert worker.take_back()
+                assert worker.is_left()
                 assert self.dispatcher.call_undelivered(worker, following, suspect=False)
             else:
-                assert worker.take_back()
+                assert worker.is_left()
                 assert takes_ahead
                 worker.take(following)
                 following.begun = time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from time import monotonic
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -387,3 +388,42 @@ def test_one_sent_ahead_that_has_begun_has_its_own_time(account: Account) -> Non
     assert first.error is None
     account.tell_of_death(worker)
     assert isinstance(second.error, CallTimeoutError)
+
+
+class Interruption(Exception):  # noqa: N818
+    """Raised by a signal handler, at any point."""
+
+
+@pytest.mark.parametrize("step", ["take_back", "_stand_again", "rejoin"])
+@pytest.mark.parametrize("done", [False, True])
+def test_who_is_interrupted_in_taking_a_call_back_loses_it_not(
+    account: Account, monkeypatch: pytest.MonkeyPatch, step: str, *, done: bool
+) -> None:
+    """Just before or just after one step; whoever comes next finds what has been left."""
+    blocking, second = ask(account, BLOCKING), ask(account)
+    ahead, other = ask(account), ask(account)
+    assert second.home is not None
+    account.dispatcher.look_ahead(worker_of(second), second.home)
+    account.given_up.add(other)
+    account.dispatcher.abandon(other)
+    assert ahead.ahead is worker_of(second)
+    owner: Any = {
+        "take_back": worker_of(second),
+        "_stand_again": account.dispatcher,
+        "rejoin": account.dispatcher.line,
+    }[step]
+    original = getattr(owner, step)
+
+    def interrupted(*arguments: Any) -> None:
+        monkeypatch.undo()
+        if done:
+            original(*arguments)
+        raise Interruption
+
+    monkeypatch.setattr(owner, step, interrupted)
+    with pytest.raises(Interruption):
+        account.end_call(worker_of(blocking), retiring=False)
+    account.end_call(worker_of(second), retiring=False)
+    account.dispatcher.abandon(blocking)
+    assert not account.dispatcher.line.ahead
+    assert ahead.state in (WAITING, GRANTED, RUNNING)

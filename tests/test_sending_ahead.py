@@ -33,6 +33,7 @@ from leasepool_django import (
 from leasepool_django.backends.process import tray
 from leasepool_django.backends.process.driver import ProcessWorker
 from leasepool_django.engine.dispatcher import Dispatcher
+from leasepool_django.engine.line import Call
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
 from tests.process_pools import assert_full_capacity, running, wait_all_idle
@@ -47,19 +48,19 @@ Run = Callable[..., Awaitable[Any]]
 def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many calls were sent ahead, and how many were taken back from a worker's tray."""
     counts: Counter[str] = Counter()
+    put_ahead, take_back = ProcessWorker.put_ahead, ProcessWorker.take_back
 
-    def counted(name: str) -> None:
-        method = getattr(ProcessWorker, name)
+    def count_put(worker: ProcessWorker, call: Call) -> bool:
+        done = put_ahead(worker, call)
+        counts["put_ahead"] += done
+        return done
 
-        def count(worker: ProcessWorker, *arguments: Any) -> bool:
-            done: bool = method(worker, *arguments)
-            counts[name] += done
-            return done
+    def count_taken(worker: ProcessWorker, taken: list[bytes]) -> None:
+        take_back(worker, taken)
+        counts["take_back"] += bool(taken)
 
-        monkeypatch.setattr(ProcessWorker, name, count)
-
-    counted("put_ahead")
-    counted("take_back")
+    monkeypatch.setattr(ProcessWorker, "put_ahead", count_put)
+    monkeypatch.setattr(ProcessWorker, "take_back", count_taken)
     return counts
 
 

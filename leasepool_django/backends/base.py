@@ -114,12 +114,12 @@ class Worker(ABC):
         """
         return False
 
-    def take_back(self) -> bool:
-        """Take back what was sent ahead; false if the worker has taken it.
+    def take_back(self, taken: list[bytes]) -> None:  # noqa: B027 - for those that can
+        """Take back what was sent ahead, into ``taken``, unless the worker has taken it.
 
         Then it has finished the call before, of which all is sent. Under the dispatcher's lock.
+        May be done again, after it was interrupted, with the same list.
         """
-        return False
 
     @abstractmethod
     def run_blocking(self, call: Call) -> None:

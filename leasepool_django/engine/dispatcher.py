@@ -111,6 +111,8 @@ class Dispatcher:
         self._grow = grow
         self._retire = retire
         self._idle_while_closed = idle_while_closed
+        # What is being taken back: from whom, and the message, once this process has it.
+        self._recalling: tuple[Worker, Call, list[bytes]] | None = None
         self._granted: dict[Waiter, float] = {}  # to be picked up on their own threads: since when
         self._lease_number = 0
 
@@ -369,6 +371,8 @@ class Dispatcher:
                     counters.mean_call_seconds = mean + (monotonic() - call.begun - mean) * 0.05
             if retiring:
                 worker.leaving = True
+            if self._recalling is not None:
+                self._finish_recall()
             if worker.ahead is not None and (
                 (takes_ahead and not worker.leaving) or not self._recall(worker)
             ):
@@ -454,8 +458,9 @@ class Dispatcher:
             self.line.rejoin(call)
             return
         call.state = WAITING
-        before = sum(1 for _ in takewhile(lambda one: one.since < call.since, lease.waiting))
-        lease.waiting.insert(before, call)
+        if call not in lease.waiting:
+            older = takewhile(lambda one: one.since < call.since, lease.waiting)
+            lease.waiting.insert(sum(1 for _ in older), call)
 
     def _limit_wait(self, call: Call) -> None:
         """Without the lock: the caller did not have to wait at first, and set no timer."""
@@ -545,6 +550,7 @@ class Dispatcher:
                 or slot.worker is not worker
                 or worker.ahead is not None
                 or worker.leaving
+                or self._recalling is not None
             ):
                 return
             lease = slot.lease
@@ -587,18 +593,41 @@ class Dispatcher:
         False if the worker has begun it; then it has finished the call before, whose outcome only
         has to be read.
         """
+        if self._recalling is not None:
+            self._finish_recall()
         call = worker.ahead
         if call is None:
             return True
         if not self._may_be_recalled(call):
             return False
-        del (call.lease or self.line).ahead[call]
-        if not worker.take_back():
+        self._recalling = worker, call, []
+        return self._finish_recall()
+
+    def _finish_recall(self) -> bool:
+        """Under the lock: go on with the recall that was begun.
+
+        A signal handler that raises may have interrupted a blocking caller in it, at any point.
+        Then others have the lock before this is called again; the order is such that nobody goes on
+        with the call before it stands in line, and that all of it may be done again.
+        """
+        assert self._recalling is not None
+        worker, call, taken = self._recalling
+        line = call.lease or self.line
+        if worker.ahead is call:
+            worker.take_back(taken)
+            if taken:
+                worker.ahead = None
+        if taken:
+            if call.ahead is worker:
+                line.ahead.pop(call, None)
+                call.ahead = None
+            if call.state == WAITING:
+                self._stand_again(call)
+        elif call in line.ahead:
+            del line.ahead[call]
             self.counters.calls_started += 1
-            return False
-        worker.ahead = call.ahead = None
-        self._stand_again(call)
-        return True
+        self._recalling = None
+        return bool(taken)
 
     def _may_be_recalled(self, call: Call) -> bool:
         """Under the lock: whether nobody has noticed that its worker has begun it."""
@@ -634,6 +663,7 @@ class Dispatcher:
         if self._may_be_recalled(call):
             del (call.lease or self.line).ahead[call]
             self.counters.calls_started += 1
+        call.begun = monotonic()
         slot = worker.slot
         if slot.worker is worker:
             slot.call = call
@@ -650,6 +680,8 @@ class Dispatcher:
         wakes: list[Waiter] = []
         worker = None
         with self.lock:
+            if self._recalling is not None:
+                self._finish_recall()
             if (
                 waiter.state == WAITING
                 and waiter.ahead is not None
@@ -915,6 +947,8 @@ class Dispatcher:
         stale: list[Waiter] = []
         wakes: list[Waiter] = []
         with self.lock:
+            if self._recalling is not None:
+                self._finish_recall()
             for lease in self.leases:
                 if lease.hard_expires_at <= now:
                     hard.append(lease)

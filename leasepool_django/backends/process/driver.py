@@ -315,21 +315,19 @@ class ProcessWorker(Worker):
             and self.tray.put(payload)
         )
 
-    def take_back(self) -> bool:
+    def take_back(self, taken: list[bytes]) -> None:
         """See ``Worker.take_back``."""
         assert self.tray is not None
         assert self.ahead is not None
-        if not self.tray.take_back(self.ahead.payload):
-            return False
-        self._barred = True
-        return True
+        self.tray.take_back(self.ahead.payload, taken)
+        if taken:
+            self._barred = True
 
     def _go_on(self, call: Call) -> None:
         """The worker has taken ``call`` from its tray, or is about to."""
         assert self.tray is not None
-        self._turn = self.tray.turn ^ 1
+        self._turn = self.tray.last
         self._call = call
-        call.begun = monotonic()
         if call.timeout is not None:
             self._set_deadline(call)
 
@@ -700,7 +698,9 @@ class ProcessWorker(Worker):
         if call is None or self._turn is None or self._kill_error is not None:
             return
         assert self.tray is not None
-        if self.tray.take_from(self._turn, call.payload):
+        taken: list[bytes] = []
+        self.tray.take_from(self._turn, call.payload, taken)
+        if taken:
             self._call = self._turn = None
             self._undelivered(call)
 

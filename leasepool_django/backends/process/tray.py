@@ -33,6 +33,7 @@ class Tray:
             end.settimeout(None)  # the flag below says what it needs, and no default counts
         self.ends = ends
         self.turn = 0
+        self.last = 0  # where something was put last
 
     @classmethod
     def create(cls) -> Tray:
@@ -45,29 +46,29 @@ class Tray:
             self.ends[self.turn ^ 1].send(message, socket.MSG_DONTWAIT)
         except OSError:
             return False
+        self.last = self.turn
         self.turn ^= 1
         return True
 
-    def take_back(self, message: bytes) -> bool:
-        """Take ``message``, which was put there last, back; false if the worker has it."""
-        turn = self.turn ^ 1
-        if not self.take_from(turn, message):
-            return False
-        self.turn = turn
-        return True
+    def take_back(self, message: bytes, taken: list[bytes]) -> None:
+        """Take ``message``, which was put there last, into ``taken``, unless the worker has it."""
+        self.take_from(self.last, message, taken)
+        if taken:
+            self.turn = self.last
 
-    def take_from(self, turn: int, message: bytes) -> bool:
-        """Take what was put there at ``turn``; false if the worker has it.
+    def take_from(self, turn: int, message: bytes, taken: list[bytes]) -> None:
+        """Take ``message``, which was put there at ``turn``, into ``taken``; what it has, it keeps.
 
         What a function has put there does not count.
         """
-        found = b""
-        while found != message:
+        receive = self.ends[turn].recv
+        while taken != [message]:
+            taken.clear()
             try:
-                found = self.ends[turn].recv(LARGEST, socket.MSG_DONTWAIT)
+                # Where a signal handler raises, no assignment follows a call that has returned.
+                taken.extend(map(receive, [LARGEST], [socket.MSG_DONTWAIT]))
             except OSError:
-                return False
-        return True
+                return
 
     def close(self) -> None:
         """Let go of both ends."""
