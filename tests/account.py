@@ -49,6 +49,7 @@ from leasepool_django.exceptions import (
 WORKERS = 2
 MAX_POOLS = 3
 GIVEN = (GRANTED, RUNNING)
+LONG = 1e9  # seconds; a call behind one that takes longer goes first
 
 
 class StandIn(Worker):
@@ -64,6 +65,7 @@ class StandIn(Worker):
         self.call: Call | None = None
         self.tray: Call | None = None
         self.unread: Call | None = None
+        self.tray_is_full = False
         self.error: Callable[[], BaseException] = lambda: WorkerCrashedError("dead")
         self._dispatcher = dispatcher
         self._begun = begun
@@ -92,10 +94,15 @@ class StandIn(Worker):
         self._begun.append(call)
         self.call = call
 
-    def put_ahead(self, call: Call) -> bool:
+    def may_put_ahead(self, call: Call) -> bool:
         assert self.call is not None, "it would be begun before its turn"
         assert self.call.home is call.home
+        return not self.dead
+
+    def put_ahead(self, call: Call) -> bool:
         assert self.tray is None
+        if self.tray_is_full:
+            return False
         self.tray = call
         return True
 
@@ -145,7 +152,7 @@ class Account(RuleBasedStateMachine):
             idle_while_closed=lambda: None,
         )
         self.dispatcher.max_pools = MAX_POOLS
-        self.dispatcher.ahead_seconds = math.inf
+        self.dispatcher.ahead_seconds = LONG
         self.dispatcher.closed = None
         self.growth_asked = False
         self.loops: list[asyncio.AbstractEventLoop] = []
@@ -390,10 +397,16 @@ class Account(RuleBasedStateMachine):
             if worker.call and worker.tray and not worker.dead and not worker.unread
         ]
 
-    @rule(go_on=st.booleans())
-    def look_ahead(self, *, go_on: bool) -> None:
-        """Every busy worker may be sent another call, and go on with it."""
+    @rule(go_on=st.booleans(), full=st.sampled_from([False, False, True]), old=st.booleans())
+    def look_ahead(self, *, go_on: bool, full: bool, old: bool) -> None:
+        """Every busy worker may be sent another call, and go on with it.
+
+        ``full``: or the system refuses to take it; ``old``: their calls have been running for long.
+        """
         for worker in self.busy():
+            worker.tray_is_full = full
+            if worker.call and old:
+                worker.call.begun -= 1.1 * LONG
             if worker.call and worker.call.home and not worker.unread and not worker.tray:
                 self.dispatcher.look_ahead(worker, worker.call.home)
         for worker in self.have_more() if go_on else ():

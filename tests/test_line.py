@@ -1,6 +1,8 @@
 """The account of workers and callers: no order of events loses, doubles or overtakes anything.
 
 The state machine finds orders by itself; those that have to be just so have tests of their own.
+
+Long because these share the ways in which a moment is brought about.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -469,8 +470,89 @@ def test_a_function_that_meddles_with_the_tray_costs_its_worker(
         assert manager.stats().workers_crashed == 1
 
 
-def test_nothing_is_sent_ahead_across_loops(seen: Counter[str]) -> None:
-    """Calls of two loops, each on a thread of its own, in turns: all are answered."""
+def test_who_writes_into_the_socket_takes_at_most_the_next_call_with_it(
+    tmp_path: Path, loop_runner: LoopRunner, seen: Counter[str], always: None
+) -> None:
+    """If its worker has begun it before the loop has read what is there."""
+    path = tmp_path / "marks"
+
+    async def calls() -> None:
+        tasks = started(manager.run, *((jobs.echo, n) for n in range(20)))
+        tasks += started(manager.run, (jobs.write_into_own_socket,))
+        tasks += started(manager.run, *((jobs.mark_number_and_work, path, n) for n in range(30)))
+        await asyncio.wait(tasks[:20])
+        time.sleep(0.2)  # noqa: ASYNC251 - what is next there is begun, and nobody reads
+        answers = await outcomes(tasks)
+        assert answers[:20] == [*range(20)]
+        assert isinstance(answers[20], WorkerCrashedError)
+        if isinstance(answers[21], WorkerCrashedError):
+            answers[21] = 0
+        assert answers[21:] == [*range(30)]
+
+    with running(1) as manager:
+        loop_runner(calls())
+        assert manager.stats().workers_crashed == 1
+        assert 0 < manager.stats().mean_call_seconds < 5
+    assert max(marks(path).values()) == 1
+    assert seen["put_ahead"]
+
+
+class Interruption(Exception):  # noqa: N818
+    """Raised by a signal handler, at any point."""
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("step", ["_handle", "_go_on", "put_ahead", "look_ahead"])
+def test_an_interruption_on_the_loops_thread_mixes_up_no_answers(
+    tmp_path: Path,
+    loop_runner: LoopRunner,
+    monkeypatch: pytest.MonkeyPatch,
+    always: None,
+    step: str,
+    *,
+    done: bool,
+) -> None:
+    """Where a loop is run again after Ctrl-C. Who was being told may not be."""
+    path = tmp_path / "marks"
+    owner = Dispatcher if step == "look_ahead" else ProcessWorker
+    original = getattr(owner, step)
+    times = 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal times
+        times += 1
+        if times % 50 != 20:
+            return original(*arguments)
+        if done:
+            original(*arguments)
+        raise Interruption
+
+    async def calls() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        tasks = started(manager.run, *((jobs.mark_number, path, n) for n in range(300)))
+        await async_wait_until(lambda: sum(task.done() for task in tasks) >= 300 - times // 50 - 1)
+        monkeypatch.undo()
+        for task in tasks:
+            task.cancel()
+        told = WorkerCrashedError | asyncio.CancelledError | Interruption
+        for n, answer in enumerate(await outcomes(tasks)):
+            assert answer == n or isinstance(answer, told)
+
+    with running(2) as manager:
+        loop_runner(tiny(manager.run, 10))
+        monkeypatch.setattr(owner, step, interrupted)
+        if step == "look_ahead":
+            monkeypatch.setattr(
+                manager._supervisor, step, partial(interrupted, manager._dispatcher)
+            )
+        loop_runner(calls())
+        assert_full_capacity(manager, tmp_path)
+    assert times > 100
+    assert set(marks(path).values()) == {1}
+
+
+def test_calls_of_several_loops_get_their_own_answers() -> None:
+    """Each loop on a thread of its own, with the same workers."""
 
     def loop() -> None:
         asyncio.run(tiny(manager.run, 1_000))

@@ -106,19 +106,23 @@ class Worker(ABC):
         ``eager``: nobody waits, so an outcome that is there at once may be taken at once.
         """
 
-    def put_ahead(self, call: Call) -> bool:  # noqa: ARG002 - for those that can
-        """Send ``call`` to this worker, which is busy, ahead of its turn; false if it cannot.
+    def may_put_ahead(self, call: Call) -> bool:  # noqa: ARG002 - for those that can
+        """Whether ``call`` can be sent to this worker, which is busy, ahead of its turn.
 
         Under the dispatcher's lock, on the thread of the call's home, which is also the home of
         the call that runs.
         """
         return False
 
+    def put_ahead(self, call: Call) -> bool:
+        """Send it, likewise; false if the system refuses that."""
+        raise NotImplementedError
+
     def take_back(self, taken: list[bytes]) -> None:  # noqa: B027 - for those that can
         """Take back what was sent ahead, into ``taken``, unless the worker has taken it.
 
-        Then it has finished the call before, of which all is sent. Under the dispatcher's lock.
-        May be done again, after it was interrupted, with the same list.
+        If so it has finished the call before, and sent all of its outcome. Under the dispatcher's
+        lock. May be done again, after it was interrupted, with the same list.
         """
 
     @abstractmethod

@@ -567,15 +567,29 @@ class Dispatcher:
                 self._recall_for(line, has_other=True)
             if len(line.waiting) + len(line.ahead) >= line.workers and line.waiting:
                 call = next(iter(line.waiting))
-                if isinstance(call, Call) and call.home is home and worker.put_ahead(call):
-                    if lease is None:
-                        del self.line.waiting[call]
-                    else:
-                        lease.waiting.popleft()
-                    call.begun = 0.0
-                    call.ahead = worker
-                    worker.ahead = call
-                    line.ahead[call] = None
+                if isinstance(call, Call) and call.home is home and worker.may_put_ahead(call):
+                    self._send_ahead(worker, call)
+
+    def _send_ahead(self, worker: Worker, call: Call) -> None:
+        """Under the lock: ``call``, the first of its line, goes to ``worker``.
+
+        All is noted before: whatever a signal handler raises here, what lies there must not stand
+        in line as well.
+        """
+        self._recalling = worker, call, [call.payload]  # where it is until it is sent
+        call.begun = 0.0
+        call.ahead = worker
+        worker.ahead = call
+        if call.lease is None:
+            self.line.ahead[call] = None
+            del self.line.waiting[call]
+        else:
+            call.lease.ahead[call] = None
+            call.lease.waiting.popleft()
+        self._recalling = None
+        if not worker.put_ahead(call):
+            self._recalling = worker, call, [call.payload]
+            self._finish_recall()
 
     def worker_dead(self, worker: Worker) -> None:
         """See ``Host.worker_dead``."""
@@ -606,9 +620,9 @@ class Dispatcher:
     def _finish_recall(self) -> bool:
         """Under the lock: go on with the recall that was begun.
 
-        A signal handler that raises may have interrupted a blocking caller in it, at any point.
-        Then others have the lock before this is called again; the order is such that nobody goes on
-        with the call before it stands in line, and that all of it may be done again.
+        A signal handler that raises may have interrupted somebody in it, at any point. Then others
+        have the lock before this is called again; the order is such that nobody goes on with the
+        call before it stands in line, and that all of it may be done again.
         """
         assert self._recalling is not None
         worker, call, taken = self._recalling

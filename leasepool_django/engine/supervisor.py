@@ -62,7 +62,7 @@ class Supervisor:
             retire=self._retire_later,
             idle_while_closed=self._wake_housekeeper,
         )
-        # At each call: not by way of methods here.
+        # At each call, most of them: not by way of methods here.
         self.call_ended = self.dispatcher.call_ended
         self.look_ahead = self.dispatcher.look_ahead
         self.worker_dead = self.dispatcher.worker_dead

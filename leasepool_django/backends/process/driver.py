@@ -297,11 +297,17 @@ class ProcessWorker(Worker):
             self._take(home)
             self._misses = self._misses + 1 if self._call is call else 0
 
-    def put_ahead(self, call: Call) -> bool:
-        """See ``Worker.put_ahead``."""
-        payload = call.payload
+    def may_put_ahead(self, call: Call) -> bool:
+        """See ``Worker.may_put_ahead``."""
+        running, payload = self._call, call.payload
         return (
             self.tray is not None
+            and running is not None
+            # While the loop is blocked, only the time of the one before is known to be over.
+            and (
+                call.timeout is None
+                or (running.timeout is not None and running.timeout <= call.timeout)
+            )
             and type(payload) is bytes
             and len(payload) <= LARGEST
             and not self._barred
@@ -312,8 +318,12 @@ class ProcessWorker(Worker):
             and not self._unsent
             and self._outbox.unwritten is None
             and not self._outbox.results_read
-            and self.tray.put(payload)
         )
+
+    def put_ahead(self, call: Call) -> bool:
+        """See ``Worker.put_ahead``."""
+        assert self.tray is not None
+        return self.tray.put(call.payload)
 
     def take_back(self, taken: list[bytes]) -> None:
         """See ``Worker.take_back``."""
@@ -411,6 +421,16 @@ class ProcessWorker(Worker):
 
     def _take(self, home: asyncio.AbstractEventLoop) -> None:
         """Receive once, and handle the frames that completes."""
+        try:
+            self._take_frames(home)
+        except BaseException:
+            # As by a signal handler, between any two steps: nobody knows which were done, and what
+            # is read next would be taken for the outcome of another call.
+            self.offence = self.offence or "this process was interrupted while it read its answer"
+            self.end()
+            raise
+
+    def _take_frames(self, home: asyncio.AbstractEventLoop) -> None:
         reader = self.reader
         try:
             if reader.wanted is not None:

@@ -18,7 +18,7 @@ from typing import Any
 from . import wire
 from .shared import Buffer, Payload, Segment
 from .system import LINUX, live_on
-from .tray import LARGEST, Tray
+from .tray import IN_ORDER, LARGEST, Tray
 
 __all__ = ["LOST", "Link"]
 
@@ -129,7 +129,11 @@ class Link:
             # room to send again then; a switch of processes for each call, and for nothing.
             ready = self._wait()
             if self._wait is not self._wait_for_socket:
-                if len(ready) == 1 and ready[0][0] != self._fd:
+                if (
+                    len(ready) == 1
+                    and ready[0][0] != self._fd
+                    and (IN_ORDER or not self._wait_for_socket(0))
+                ):
                     taken = self._take_from_tray()
                     if taken is not None:
                         return taken

@@ -1,8 +1,8 @@
 """Where a call lies that is sent to a busy worker ahead of its turn.
 
 Whoever receives it first has it: the worker, which begins it then, or the server, which wants it
-back; the kernel gives a datagram to one reader only. So it is always known whether a call has been
-begun, also when the worker has died, and none is begun twice.
+back; the kernel gives a datagram to one reader only. So it is known whether a call has been begun,
+also when the worker has died, and none is begun twice; unless a function reads here by force.
 
 There are two such places, which take turns: one for the call that is the worker's next, or was and
 may not have been taken yet, and one for the call after it, which nobody can take before its turn.
@@ -13,16 +13,19 @@ Standard library only: every worker imports this module.
 
 from __future__ import annotations
 
+import os
 import socket
 
 from .system import LINUX
 
-__all__ = ["LARGEST", "SUPPORTED", "Tray"]
+__all__ = ["IN_ORDER", "LARGEST", "SUPPORTED", "Tray"]
 
 LARGEST = 2048  # bytes of a call that is sent ahead; a larger one takes longer anyway
 # A worker asks for what is here and on its socket in one system call, and must not overlook on its
 # socket what was sent there first: Linux looks in the order in which it was asked.
 SUPPORTED = LINUX
+# Whether the processor does as well. Elsewhere the worker asks for its socket once more.
+IN_ORDER = SUPPORTED and os.uname().machine in ("x86_64", "i686")
 
 
 class Tray:
@@ -42,12 +45,13 @@ class Tray:
 
     def put(self, message: bytes) -> bool:
         """Lay ``message`` there; false if the kernel does not take it."""
+        self.last = turn = self.turn
+        self.turn = turn ^ 1
         try:
-            self.ends[self.turn ^ 1].send(message, socket.MSG_DONTWAIT)
+            self.ends[turn ^ 1].send(message, socket.MSG_DONTWAIT)
         except OSError:
+            self.turn = turn
             return False
-        self.last = self.turn
-        self.turn ^= 1
         return True
 
     def take_back(self, message: bytes, taken: list[bytes]) -> None:
