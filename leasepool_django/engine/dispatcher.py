@@ -4,8 +4,9 @@ Everything here is quick and never blocks, runs no user code, and wakes callers 
 is free. What takes time (starting and ending workers, watching deadlines) the housekeeper does.
 
 The lock guards: the line and its pools, every slot, every ``LeaseState``, every waiter's state,
-``Worker.leaving``, and the counters. A caller on an event loop is always woken on that loop's own
-thread; one that does not pick up what it was granted within ``PICKUP_SECONDS`` loses it.
+``Worker.leaving`` and ``Worker.ahead``, and the counters. A caller on an event loop is always woken
+on that loop's own thread; one that does not pick up what it was granted within ``PICKUP_SECONDS``
+loses it.
 
 Long because taking it apart would spread one lock over several modules.
 """
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["Dispatcher"]
 
 PICKUP_SECONDS = 5.0
-AHEAD_SECONDS = 0.001
 MAX_DELIVERIES = 3  # workers that may have died of receiving a call before it fails
 
 
@@ -85,8 +85,7 @@ class Dispatcher:
     each; one that has been behind another for longer goes to the next worker that has time.
     """
 
-    ahead_seconds = AHEAD_SECONDS
-
+    ahead_seconds = 0.001
     time_out: Callable[[Waiter, float], object]
 
     def __init__(
