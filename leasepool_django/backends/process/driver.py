@@ -30,6 +30,7 @@ from .outbox import Outbox
 from .outcomes import decode
 from .system import has_ended
 from .tray import LARGEST, SUPPORTED, Tray
+from .turns import Turns
 
 if TYPE_CHECKING:
     from ...engine.line import Call, Slot
@@ -383,6 +384,7 @@ class ProcessWorker(Worker):
             if not registered:
                 self._readers = [loop for loop in self._readers if not loop.is_closed()]
                 self._readers.append(home)
+        self._turns = Turns.of(home)
         if not registered:
             home.add_reader(self._fd, self._readable, home)
         return True
@@ -392,8 +394,16 @@ class ProcessWorker(Worker):
         if call is None or call.home is not home:
             self._read_idle(home)
             return
-        self._eager = 0
-        self._take(home)
+        turns = self._turns
+        worker = turns.next(self)
+        if worker is None:
+            return  # ``home`` has something else to do first
+        call = worker._call
+        if call is None or call.home is not home:
+            worker = self  # the other one's outcome has been read otherwise
+        worker._eager = 0
+        worker._take(home)
+        turns.over()
 
     def _read_idle(self, home: asyncio.AbstractEventLoop) -> None:
         """There is something to read, and no call of ``home``'s runs."""
@@ -564,6 +574,7 @@ class ProcessWorker(Worker):
 
     def _stop_io(self, home: asyncio.AbstractEventLoop) -> None:
         self._hung_up = True
+        self._turns.forget(self)
         home.remove_reader(self._fd)
         if self._unsent:
             self._unsent.clear()
