@@ -1,7 +1,7 @@
 # Each target makes the virtual environment it needs, once, and again when pyproject.toml changes.
 # Variables: PYTHON (interpreter the environment is made from), VENV (where; BENCH_VENV for
 # the benchmarks), ARGS (extra arguments for pytest, uvicorn or the benchmarks), DJANGO (a minor
-# version, such as 5.2).
+# version, such as 5.2), TEST_PROCESSES (how many tests at a time).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,6 +10,8 @@ DJANGO ?=
 ARGS ?=
 
 PY := $(VENV)/bin/python
+# Many tests wait for processes of their own: one more at a time than there are cores.
+TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 MATRIX := 3.11:5.2 3.12:6.0 3.13:6.1 3.14:6.1
 SOURCES := $(wildcard leasepool_django example_project tests benchmarks docs manage.py)
 TYPED := $(wildcard leasepool_django example_project tests benchmarks manage.py)
@@ -26,11 +28,11 @@ demo: $(VENV)/.installed-serve ## Count primes on all cores in leased workers, a
 serve: $(VENV)/.installed-serve ## Serve the example project with uvicorn on http://127.0.0.1:8000/
 	$(PY) -m uvicorn example_project.asgi:application $(ARGS)
 
-test: $(VENV)/.installed-test ## Run the tests on up to 4 cores, in random order, warnings as errors
-	PYTHONDEVMODE=1 $(PY) -m pytest -n auto --maxprocesses 4 -m "not slow" $(ARGS)
+test: $(VENV)/.installed-test ## Run the tests, up to 4 at a time, in random order, warnings as errors
+	PYTHONDEVMODE=1 $(PY) -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 -m "not slow" $(ARGS)
 
 coverage: $(VENV)/.installed-test ## Run the tests and list the statements they do not reach
-	PYTHONDEVMODE=1 $(PY) -m pytest -n auto --maxprocesses 4 -m "not slow" --cov --cov-report=term-missing $(ARGS)
+	PYTHONDEVMODE=1 $(PY) -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 -m "not slow" --cov --cov-report=term-missing $(ARGS)
 
 .PHONY: server-table
 server-table: $(VENV)/.installed-test ## Run every server, and write what they do into docs/deployment.md
