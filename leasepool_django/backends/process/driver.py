@@ -82,6 +82,7 @@ class ProcessWorker(Worker):
         self._send = self.channel.send
         self._call: Call | None = None
         self._home: asyncio.AbstractEventLoop | None = None
+        self._turns: Turns  # of the loop that last used it
         self._eager = 0
         self._misses = 0
         self._outbox = outbox = Outbox(
@@ -395,15 +396,22 @@ class ProcessWorker(Worker):
             self._read_idle(home)
             return
         turns = self._turns
-        worker = turns.next(self)
-        if worker is None:
-            return  # ``home`` has something else to do first
-        call = worker._call
-        if call is None or call.home is not home:
-            worker = self  # the other one's outcome has been read otherwise
-        worker._eager = 0
-        worker._take(home)
-        turns.over()
+        worker = turns.choose(self)
+        if worker is not None:  # or ``home`` has something else to do first
+            worker._eager = 0
+            worker._take(home)
+            turns.over()
+
+    def runs_for(self, home: asyncio.AbstractEventLoop) -> bool:
+        """Whether the outcome of a call of ``home``'s is still to come."""
+        call = self._call
+        return call is not None and call.home is home and not self._hung_up
+
+    def read_from(self, home: asyncio.AbstractEventLoop) -> None:
+        """On ``home``: receive once, if an outcome is to come."""
+        if self.runs_for(home):
+            self._eager = 0
+            self._take(home)
 
     def _read_idle(self, home: asyncio.AbstractEventLoop) -> None:
         """There is something to read, and no call of ``home``'s runs."""
@@ -574,7 +582,6 @@ class ProcessWorker(Worker):
 
     def _stop_io(self, home: asyncio.AbstractEventLoop) -> None:
         self._hung_up = True
-        self._turns.forget(self)
         home.remove_reader(self._fd)
         if self._unsent:
             self._unsent.clear()
