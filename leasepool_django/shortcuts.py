@@ -481,8 +481,8 @@ def with_lease(
     Works as ``@with_lease`` and as ``@with_lease(pool="reports", timeout=2.0)``. When none comes in
     time, the client gets a 503 with ``Retry-After`` and the view is not called. ``timeout``:
     seconds to wait; ``workers``: how many (default: a whole pool); ``owner``: free text for logs
-    (default: the view's name); ``lease_seconds``: seconds until it expires (``math.inf``: never).
-    The lease ends with the view: a streaming response must take its own.
+    (default: the name of what is decorated); ``lease_seconds``: seconds until it expires
+    (``math.inf``: never). The lease ends with the view: a streaming response must take its own.
     """
     if lease_seconds != math.inf:
         optional_duration("lease_seconds", lease_seconds)

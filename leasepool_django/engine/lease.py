@@ -213,7 +213,11 @@ class ExecutorLease:
         self._calls.extend(self._state, seconds)
 
     async def release(self) -> None:
-        """Give the lease back; running calls finish first. Idempotent, never waits."""
+        """Give the lease back, without waiting. Idempotent.
+
+        Calls that run go on to their end, with their workers; those that wait for a worker of the
+        lease get ``LeaseReleasedError``.
+        """
         self.release_sync()
 
     def release_sync(self) -> None:

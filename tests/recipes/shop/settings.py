@@ -64,7 +64,7 @@ LEASEPOOL["background"] = {
     "ACQUIRE_TIMEOUT": None,
     "MAX_WAITING": 100,
     "SHUTDOWN_GRACE_SECONDS": 20,
-    "OPTIONS": {"nice": 10},
+    "OPTIONS": {"nice": 19},
 }
 
 LEASEPOOL["limited"] = {
