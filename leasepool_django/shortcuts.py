@@ -97,14 +97,14 @@ class OffloadOptions(Generic[P, T]):
         checked_owner(self.owner)
 
     @coroutine_function
-    def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, T]:
+    def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, T]:
         """Run the function on a worker of its pool and return its result."""
         options = pools[self.pool].options(
             timeout=self.timeout, call_timeout=self.call_timeout, owner=self.owner
         )
         return options.run(self.function, *self.bound, *args, **kwargs)
 
-    def run_sync(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def run_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """``run`` for blocking code; ``RuntimeError`` on the thread of a running event loop."""
         try:
             run = self.prepare_sync(*args, **kwargs)
@@ -112,7 +112,7 @@ class OffloadOptions(Generic[P, T]):
             del args, kwargs
         return run()
 
-    def prepare_sync(self, *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
+    def prepare_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
         """``run_sync`` in two steps: what is returned runs the call."""
         options = pools[self.pool].options(
             timeout=self.timeout, call_timeout=self.call_timeout, owner=self.owner
@@ -131,16 +131,16 @@ class _Offloaded(Generic[P, T]):
     __qualname__: str
     _options: OffloadOptions[P, T]
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the function here and now."""
         return self.__wrapped__(*args, **kwargs)
 
     @coroutine_function
-    def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, T]:
+    def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, T]:
         """Run the function on a worker of its pool and return its result."""
         return self._sent().run(*args, **kwargs)
 
-    def run_sync(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def run_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """``run`` for blocking code; ``RuntimeError`` on the thread of a running event loop."""
         try:
             run = self._sent().prepare_sync(*args, **kwargs)

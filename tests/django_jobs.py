@@ -45,6 +45,11 @@ def quadruple(number: int, *, plus: int = 0) -> int:
     return number * 4 + plus
 
 
+@offload
+def shown(self: str) -> str:
+    return self
+
+
 class Gate:
     """Lets a test hold functions that run in threads of its own process."""
 

@@ -224,6 +224,13 @@ class RecursesInGetstate:
         return self.__getstate__()
 
 
+class Homeless:
+    __module__: str = None  # type: ignore[assignment]  # as made by type() in some libraries
+
+    def __reduce__(self) -> NoReturn:
+        raise ValueError("no")
+
+
 class Resists:
     """Whatever it is asked, it raises."""
 

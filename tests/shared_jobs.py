@@ -148,6 +148,10 @@ def describe(view: memoryview) -> tuple[str, int, tuple[int, ...] | None, str]:
     return type(view).__name__, view.nbytes, view.shape, view.format
 
 
+def as_list(view: memoryview) -> list[Any]:
+    return view.tolist()
+
+
 def view_of(data: bytes) -> memoryview:
     """Return a view, which only travels with help."""
     return memoryview(data)

@@ -325,6 +325,7 @@ class TestMistakes:
             ((f"{JOBS}.double", "1", "--workers", "0"), "'0' is not a whole number above 0"),
             ((f"{JOBS}.double", "1", "--timeout", "nan"), "'nan' is not a number of seconds"),
             ((f"{JOBS}.double", "1", "--acquire-timeout", "-1"), "'-1' is not a number of seconds"),
+            ((f"{JOBS}.double", "1", "--timeout", "1e10"), "'1e10' is more seconds than a thread"),
             ((f"{JOBS}.double", "1", "--wrokers", "1"), "unrecognized arguments: --wrokers"),
             ((), "the following arguments are required: DOTTED.PATH"),
         ],

@@ -250,6 +250,10 @@ async def refuse_to_ask_the_database() -> None:
         )
 
 
+def test_a_class_without_a_module_can_be_the_culprit() -> None:
+    assert explained(jobs.plain, jobs.Homeless()).path == "args[0]"
+
+
 def test_an_object_that_resists_being_looked_at_is_the_culprit() -> None:
     error = explained(jobs.plain, good=1, bad=jobs.Resists())
     assert error.path == "kwargs['bad']"

@@ -11,12 +11,14 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfoNotFoundError
 
 import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone, translation
 
 from leasepool_django import pools, run_in_pool, run_in_pool_sync
+from leasepool_django.backends.process.django_worker import template
 from tests import worker_jobs as jobs
 
 if TYPE_CHECKING:
@@ -54,6 +56,12 @@ def test_a_worker_has_the_callers_language_and_time_zone(one_worker: None) -> No
         ("en", "Yes", "10:30 -0130"),
         ("en", "Yes", "12:00 UTC"),
     ]
+
+
+def test_a_time_zone_that_a_worker_has_not_fails_each_call_and_not_the_first_only() -> None:
+    for _ in range(2):
+        with pytest.raises(ZoneInfoNotFoundError, match="Company/HQ"):
+            template(("en", "Company/HQ"))
 
 
 def test_tasks_side_by_side_keep_their_own(one_worker: None) -> None:

@@ -127,6 +127,8 @@ def test_a_function_must_be_found_by_its_name(function: Callable[[], int]) -> No
 def test_a_request_is_refused_as_for_processes(inline: None) -> None:
     with pytest.raises(NotPicklableError, match="a request belongs to its connection"):
         run_in_pool_sync(jobs.keep, HttpRequest())
+    with pytest.raises(NotPicklableError, match="a request belongs to its connection"):
+        run_in_pool_sync(print, bytes(100_000), HttpRequest())
 
 
 def test_arguments_and_results_must_be_picklable() -> None:

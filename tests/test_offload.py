@@ -14,7 +14,7 @@ import pytest
 
 from leasepool_django import LeaseTimeoutError, NotPicklableError, offload, pools, run_in_pool_sync
 from leasepool_django.shortcuts import OffloadOptions
-from tests.django_jobs import Gate, double, gates, quadruple, through_gate, triple
+from tests.django_jobs import Gate, double, gates, quadruple, shown, through_gate, triple
 from tests.waiting import async_wait_until
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ def test_an_offloaded_function_runs_on_its_pool(loop_runner: LoopRunner) -> None
     assert loop_runner(quadruple.run(2, plus=1)) == 9
     assert quadruple.run_sync(2) == 8
     assert pools["reports"].started
+
+
+def test_a_parameter_may_have_any_name(loop_runner: LoopRunner) -> None:
+    assert shown(self="me") == shown.run_sync(self="me") == "me"
+    assert loop_runner(shown.run(self="me")) == "me"
 
 
 def test_an_offloaded_function_runs_in_another_process(backend: str) -> None:

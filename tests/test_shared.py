@@ -108,6 +108,9 @@ def test_memoryviews_travel_both_ways(size: int) -> None:
         assert view == data
         doubles = memoryview(array.array("d", [1.0, 2.0, 3.0]))
         assert managed.run_sync(jobs.describe, doubles)[2:] == ((3,), "d")
+        fortran = np.asfortranarray(np.arange(2 * size).reshape(2, size)).data
+        assert managed.run_sync(jobs.as_list, fortran) == fortran.tolist()
+        assert managed.run_sync(jobs.echo, fortran).tolist() == fortran.tolist()
 
 
 def test_what_a_function_keeps_never_changes() -> None:

@@ -228,8 +228,9 @@ def template(captured: Captured | None) -> Context | None:
             return None  # a test may have changed anything since the call before
         if len(_templates) >= MOST_TEMPLATES:
             _templates.clear()
-        context = _templates[captured] = Context()
+        context = Context()
         context.run(enter, captured)
+        _templates[captured] = context  # not before: it may have raised
     return context
 
 

@@ -61,12 +61,15 @@ class Encoder:
             captured = (captured, self._carriers.capture())
         value = (reference, args, kwargs, captured)
         try:
+            pieces = False
             for argument in (*args, *kwargs.values()) if kwargs else args:
                 kind = type(argument)
                 if kind in COPIED_WHOLE and len(argument) >= THRESHOLD:
-                    return dump(value, pieces=True)
-                if kind in self._refused:
+                    pieces = True
+                elif kind in self._refused:
                     raise pickling.refused(function, args, kwargs, kind, self._refused[kind])
+            if pieces:
+                return dump(value, pieces=True)
             buffers: list[pickle.PickleBuffer] = []
             body = pickle.dumps(value, 5, buffer_callback=buffers.append)
             if buffers or len(body) >= THRESHOLD:

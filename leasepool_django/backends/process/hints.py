@@ -118,7 +118,7 @@ def hint_for(trail: Sequence[object], error: BaseException) -> str | None:
 
 
 def _holder_hint(value: object) -> str | None:
-    packages = {cls.__module__.partition(".")[0] for cls in type(value).__mro__}
+    packages = {_name_of(cls).partition(".")[0] for cls in type(value).__mro__}
     if packages & _CLIENT_PACKAGES:
         return _CLIENT
     if packages & _DATABASE_PACKAGES:

@@ -108,7 +108,8 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         if type(value) is memoryview:
-            if value.contiguous:
+            # What is in Fortran's order can only as a copy in C's be given its shape again.
+            if value.c_contiguous:
                 return _view, (pickle.PickleBuffer(value), value.format, value.shape)
             return _view, (value.tobytes(), value.format, value.shape)
         return NotImplemented
