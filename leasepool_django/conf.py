@@ -485,10 +485,13 @@ def _backend_problems(where: str, backend: Any, options: Any) -> Iterator[Proble
             f"{where}['BACKEND'] = {_short(backend)}: {error}",
             "Without BACKEND, work runs in worker processes.",
         )
-    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+    names = list(options) if isinstance(options, Mapping) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        # Not the values, which may be secret.
+        given = type(options).__name__ if names is None else f"one with the keys {_short(names)}"
         yield Problem(
             ProblemId.BAD_OPTIONS,
-            f"{where}['OPTIONS'] must be a dictionary with string keys, not {_short(options)}.",
+            f"{where}['OPTIONS'] must be a dictionary with string keys, not {given}.",
             "It holds keyword arguments for the backend, such as {'initializer': 'shop.setup'}.",
         )
 

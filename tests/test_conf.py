@@ -267,8 +267,13 @@ def test_none_is_allowed_where_there_may_be_no_limit(settings: Settings, name: s
         ({"default": {"BACKEND": 7}}, ProblemId.UNKNOWN_BACKEND, "7", ""),
         ({"default": {"FORWARD_LOGS": "yes"}}, ProblemId.BAD_FLAG, "'yes'", "LOG_LEVEL"),
         ({"default": {"LOG_LEVEL": "LOUD"}}, ProblemId.BAD_LOG_LEVEL, "'LOUD'", "LOG_LEVEL"),
-        ({"default": {"OPTIONS": ["x"]}}, ProblemId.BAD_OPTIONS, "['x']", "keyword arguments"),
-        ({"default": {"OPTIONS": {1: 2}}}, ProblemId.BAD_OPTIONS, "{1: 2}", "keyword arguments"),
+        ({"default": {"OPTIONS": ["x"]}}, ProblemId.BAD_OPTIONS, "not list", "keyword arguments"),
+        (
+            {"default": {"OPTIONS": {1: "secret"}}},
+            ProblemId.BAD_OPTIONS,
+            "keys [1].",
+            "keyword arguments",
+        ),
         (
             {"default": {"BACKEND": "thread", "OPTIONS": {"initialiser": load}}},
             ProblemId.UNKNOWN_OPTION,

@@ -18,6 +18,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from time import monotonic
@@ -132,7 +133,8 @@ class ProcessWorker(Worker):
             readers = list(self._readers)
             if self._threads:
                 # Wakes the thread even while a process the worker had started holds its end.
-                self.channel.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # macOS, where the other end is closed
+                    self.channel.shutdown(socket.SHUT_RDWR)
             elif not readers:
                 self._close()
         for home in readers:
