@@ -4,8 +4,8 @@ Each is sent with ``sender`` (the manager's class), ``alias`` and ``event``, a f
 ``leasepool_django.engine.Event`` whose ``facts`` hold the particulars: lease id, owner, pid, error.
 Receivers run one after the other on a thread of the manager's own, never on an event loop; one
 that raises is logged and disturbs nobody. They may use databases: connections that are too old or
-broken are closed before and after, as around a request. Lease events are only made while somebody
-listens.
+broken are closed before and after, as around a request. ``lease_acquired`` and ``lease_released``
+are only made while somebody listens, or the manager's logger is at DEBUG.
 """
 
 from __future__ import annotations

@@ -501,6 +501,39 @@ class Interruption(Exception):  # noqa: N818
     """Raised by a signal handler, at any point."""
 
 
+@pytest.mark.parametrize("step", ["begin", "call_ended"])
+def test_an_interruption_while_a_call_gets_its_worker_leaves_nobody_waiting(
+    loop_runner: LoopRunner, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Neither whose outcome it was, nor the next one, who has been given the worker."""
+    monkeypatch.setattr(Dispatcher, "ahead_seconds", 0.0)
+    left = [True]
+
+    def interrupted(original: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if left and options.get("eager") is not True:
+            left.clear()
+            raise Interruption
+        return original(*arguments, **options)
+
+    async def calls() -> list[Any]:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        await tiny(manager.run, 10)
+        owner = ProcessWorker if step == "begin" else manager._supervisor
+        original = getattr(owner, step)
+        tasks = started(manager.run, *((time.sleep, 0.05) for _ in range(2)))
+        await async_wait_until(lambda: manager.stats().waiting == 1)
+        monkeypatch.setattr(owner, step, lambda *a, **o: interrupted(original, *a, **o))
+        async with asyncio.timeout(30):
+            answers = await outcomes(tasks)
+        assert not left
+        assert await manager.run(abs, -7) == 7
+        return answers
+
+    with running(1) as manager:
+        answers = loop_runner(calls())
+    assert any(isinstance(answer, WorkerCrashedError) for answer in answers)
+
+
 @pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize("step", ["_handle", "_go_on", "put_ahead", "look_ahead"])
 def test_an_interruption_on_the_loops_thread_mixes_up_no_answers(

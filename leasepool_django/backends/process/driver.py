@@ -100,6 +100,7 @@ class ProcessWorker(Worker):
         # one might else take the other, before it has read its socket.
         self._barred: Call | bool = False
         self._kill_error: Callable[[], BaseException] | None = None
+        self._untold: list[Call] = []  # who may not have been told, as that was interrupted
         self._lock = threading.Lock()
         self._readers: list[asyncio.AbstractEventLoop] = []
         self._threads = 0  # that drive the socket, or have just driven it
@@ -441,12 +442,19 @@ class ProcessWorker(Worker):
 
     def _take(self, home: asyncio.AbstractEventLoop) -> None:
         """Receive once, and handle the frames that completes."""
+        call = self._call
         try:
             self._take_frames(home)
         except BaseException:
             # As by a signal handler, between any two steps: nobody knows which were done, and what
             # is read next would be taken for the outcome of another call.
             self.offence = self.offence or "this process was interrupted while it read its answer"
+            # Whose outcome it was, and who may have been given the worker next.
+            self._untold += [
+                one
+                for one in (call, self.slot.call)
+                if one is not None and one.home is home and one.worker is self
+            ]
             self.end()
             raise
 
@@ -617,6 +625,11 @@ class ProcessWorker(Worker):
                 call.wake()
         else:
             home.remove_reader(self._fd)
+        for call in self._untold:
+            told = call.future is None or call.future.done()
+            if call.home is home and call.state != GONE and not told:
+                call.error = call.error or self._death(call)
+                call.wake()
         self._forget(home)
 
     def _forget(self, home: asyncio.AbstractEventLoop) -> None:
