@@ -379,7 +379,7 @@ def validate(*, mend: bool = False) -> tuple[dict[str, AliasConfig], list[Proble
     if not isinstance(value, Mapping):
         problem = Problem(
             ProblemId.NOT_A_MAPPING,
-            f"{SETTING} must be a dictionary of aliases, not {_short(value)}.",
+            f"{SETTING} must be a dictionary of aliases, not of type {type(value).__name__}.",
             f"For example {SETTING} = {{'default': {{'WORKERS_PER_POOL': 4}}}}.",
         )
         return {}, [problem]
@@ -403,7 +403,9 @@ def validate(*, mend: bool = False) -> tuple[dict[str, AliasConfig], list[Proble
             problems.append(
                 Problem(
                     ProblemId.NOT_A_MAPPING,
-                    f"{SETTING}[{alias!r}] must be a dictionary, not {_short(entry)}.",
+                    # Not the value, which may be secret.
+                    f"{SETTING}[{alias!r}] must be a dictionary, not of type "
+                    f"{type(entry).__name__}.",
                     hint,
                 )
             )
@@ -505,6 +507,8 @@ def _option_problems(
         if name in _manager_parameters():
             key = next((key for key, spec in KEYS.items() if spec.field == name), None)
             hint = f"Use the key {key!r} instead." if key else "OPTIONS go to the backend alone."
+        elif name == "context" and name in (known or ()):
+            hint = "Use the key 'CONTEXT' instead."
         elif known is not None and name not in known:
             close = difflib.get_close_matches(name.lower(), sorted(known), n=1)
             hint = (

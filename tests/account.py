@@ -332,7 +332,7 @@ class Account(RuleBasedStateMachine):
         """What loops that do not run have not picked up is withdrawn."""
         stopped = [one for one in self.those(GRANTED) if one.home is not None]
         due = self.dispatcher.look(time.monotonic() + PICKUP_SECONDS)
-        for worker, call in due.overdue:
+        for worker, call in due.overdue + due.lost:
             assert call.home is not None
             assert call.home.is_closed()
             worker.kill(lambda: WorkerCrashedError("overdue"))

@@ -93,6 +93,11 @@ def file_of(found: os.stat_result) -> str:
     return f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}/{found.st_ino}"
 
 
+def memory_of(values: NDArray[Any]) -> memoryview:
+    """Return the memory of an array, as a result that may not be sendable."""
+    return values.data
+
+
 def echo(value: Any) -> Any:
     """Return what came."""
     return value

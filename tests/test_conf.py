@@ -227,8 +227,9 @@ def test_none_is_allowed_where_there_may_be_no_limit(settings: Settings, name: s
 @pytest.mark.parametrize(
     ("value", "expected", "quoted", "hint"),
     [
-        ([], ProblemId.NOT_A_MAPPING, "[]", "'default'"),
+        ([], ProblemId.NOT_A_MAPPING, "not of type list", "'default'"),
         ({"default": 4}, ProblemId.NOT_A_MAPPING, "LEASEPOOL['default']", "'default'"),
+        ({"default": "secret"}, ProblemId.NOT_A_MAPPING, "not of type str.", "'default'"),
         ({"MAX_POOLS": 4}, ProblemId.NOT_A_MAPPING, "'MAX_POOLS'", "{'default': {'MAX_POOLS'"),
         ({3: {}}, ProblemId.BAD_ALIAS, "3", "'reports'"),
         ({"": {}}, ProblemId.BAD_ALIAS, "''", "'reports'"),
@@ -291,6 +292,12 @@ def test_none_is_allowed_where_there_may_be_no_limit(settings: Settings, name: s
             ProblemId.UNKNOWN_OPTION,
             "'max_pools'",
             "'MAX_POOLS' instead",
+        ),
+        (
+            {"default": {"OPTIONS": {"context": ["a.b"]}, "CONTEXT": []}},
+            ProblemId.UNKNOWN_OPTION,
+            "'context'",
+            "'CONTEXT' instead",
         ),
         (
             {"default": {"OPTIONS": {"name_prefix": "x"}}},

@@ -102,6 +102,7 @@ def test_a_lease_can_be_renewed_for_as_long_as_it_is_in_force(stage: Stage) -> N
     async def main() -> None:
         told = Told(manager)
         async with manager.lease(lease_seconds=0.05, workers=1) as lease:
+            begun = lease.soft_expires_at - lease.lease_seconds
             await async_wait_until(lambda: "lease_expiring" in told.kinds())
             before = time.monotonic()
             await lease.extend(200)
@@ -109,6 +110,9 @@ def test_a_lease_can_be_renewed_for_as_long_as_it_is_in_force(stage: Stage) -> N
             assert lease.hard_expires_at == lease.soft_expires_at + 100
             lease.extend_sync(0.05)
             await async_wait_until(lambda: told.kinds().count("lease_expiring") == 2)
+            text = told.events[-1].text
+            held = text.partition("is past its ")[2].partition(" s ")[0]
+            assert float(held) == pytest.approx(lease.soft_expires_at - begun, rel=1e-3)
             await lease.extend(math.inf)
             assert lease.hard_expires_at == math.inf
             assert manager.stats().leases[0].expires_in is None

@@ -364,6 +364,28 @@ def test_giving_up_a_call_that_is_done_does_not_stop_the_one_sent_ahead(account:
     assert worker.slot.call is second
 
 
+def test_giving_up_many_that_wait_in_one_lease_costs_as_much_for_each(account: Account) -> None:
+    lease = ask_for_lease(account).lease
+    assert lease is not None
+
+    def seconds_to_leave(count: int) -> float:
+        calls = [Call(account.home(0), print, b"", None) for _ in range(count)]
+        for call in calls:
+            account.dispatcher.begin_in(lease, call)
+        waiting = [call for call in reversed(calls) if call.state == WAITING]
+        begun = monotonic()
+        for call in waiting:
+            account.dispatcher.abandon(call)
+        assert not lease.waiting
+        return monotonic() - begun
+
+    for _ in range(WORKERS):
+        ask_in(account, lease)
+    few = min(seconds_to_leave(2_000) for _ in range(3))
+    many = min(seconds_to_leave(40_000) for _ in range(3))
+    assert many < 60 * few
+
+
 def test_giving_up_one_sent_ahead_that_has_begun_stops_it(account: Account) -> None:
     worker, first, second = two_at_one_worker(account)
     account.given_up.add(second)
@@ -396,7 +418,7 @@ class Interruption(Exception):  # noqa: N818
     """Raised by a signal handler, at any point."""
 
 
-@pytest.mark.parametrize("step", ["take_back", "_stand_again", "rejoin"])
+@pytest.mark.parametrize("step", ["take_back", "rejoin"])
 @pytest.mark.parametrize("done", [False, True])
 def test_who_is_interrupted_in_taking_a_call_back_loses_it_not(
     account: Account, monkeypatch: pytest.MonkeyPatch, step: str, *, done: bool
@@ -409,11 +431,7 @@ def test_who_is_interrupted_in_taking_a_call_back_loses_it_not(
     account.given_up.add(other)
     account.dispatcher.abandon(other)
     assert ahead.ahead is worker_of(second)
-    owner: Any = {
-        "take_back": worker_of(second),
-        "_stand_again": account.dispatcher,
-        "rejoin": account.dispatcher.line,
-    }[step]
+    owner: Any = worker_of(second) if step == "take_back" else account.dispatcher.line
     original = getattr(owner, step)
 
     def interrupted(*arguments: Any) -> None:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leasepool_django import NotPicklableError
 from leasepool_django.backends.process import driver, shared
 from leasepool_django.backends.process.shared import THRESHOLD, Payload, Segment, dump, load_parts
 from leasepool_django.engine import LeasedExecutorManager
@@ -108,9 +109,25 @@ def test_memoryviews_travel_both_ways(size: int) -> None:
         assert view == data
         doubles = memoryview(array.array("d", [1.0, 2.0, 3.0]))
         assert managed.run_sync(jobs.describe, doubles)[2:] == ((3,), "d")
+        for shape in [(0,), (0, 3)]:
+            empty = np.zeros(shape).data
+            got = managed.run_sync(jobs.echo, empty)
+            assert (got.format, got.shape, got.tolist()) == ("d", shape, [])
         fortran = np.asfortranarray(np.arange(2 * size).reshape(2, size)).data
         assert managed.run_sync(jobs.as_list, fortran) == fortran.tolist()
         assert managed.run_sync(jobs.echo, fortran).tolist() == fortran.tolist()
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros(3, ">i4"), np.zeros(30_000, complex), np.zeros((2, 0, 3))]
+)
+def test_memoryviews_that_cannot_be_made_again_are_refused(values: Any) -> None:
+    with manager() as managed:
+        with pytest.raises(NotPicklableError, match=r"args\[0\]: memoryview.*tobytes") as refused:
+            managed.run_sync(jobs.describe, values.data)
+        assert refused.value.path == "args[0]"
+        with pytest.raises(NotPicklableError, match=r"result: memoryview.*tobytes"):
+            managed.run_sync(jobs.memory_of, values)
 
 
 def test_what_a_function_keeps_never_changes() -> None:

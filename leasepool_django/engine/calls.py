@@ -50,9 +50,7 @@ class Calls:
         self._encode = backend.encode
         self._supervisor = supervisor
         self._dispatcher = supervisor.dispatcher
-        self._carries_context = (
-            config.process_logging is not None and config.process_logging.enabled
-        )
+        self._carries_context = config.process_logging.enabled
         supervisor.dispatcher.time_out = self._time_out
         self.acquire_timeout = config.acquire_timeout
         self.call_timeout = config.call_timeout
@@ -317,7 +315,7 @@ class Calls:
                 + (f" Workers cannot be started: {trouble}" if trouble else ""),
                 waited=timeout,
                 waiting=waiting,
-                retry_after=self._dispatcher.estimated_wait(waiter),
+                retry_after=self._dispatcher.estimated_wait(),
             )
 
         return self._dispatcher.leave(waiter, error)

@@ -137,7 +137,7 @@ class ManagerConfig(NamedTuple):
     lease_grace_seconds: float = 15.0
     name_prefix: str = "leasepool"
     logger: logging.Logger | None = None
-    process_logging: ProcessLoggingConfig | None = None
+    process_logging: ProcessLoggingConfig = ProcessLoggingConfig(enabled=False)
     acquire_timeout: float | None = None
     max_waiting: int | None = None
     call_timeout: float | None = None
@@ -170,22 +170,14 @@ class ManagerConfig(NamedTuple):
         if not self.name_prefix:
             raise ValueError("name_prefix must not be empty.")
         _instance("logger", self.logger, (logging.Logger, type(None)), "a logging.Logger")
+        logs = self.process_logging
+        _instance("process_logging", logs, ProcessLoggingConfig, "a ProcessLoggingConfig")
+        _instance("forward_process_logs", logs.enabled, bool, "true or false")
+        _instance("clear_process_log_handlers", logs.clear_child_handlers, bool, "true or false")
+        log_level("process_log_level", logs.level)
         _instance(
-            "process_logging",
-            self.process_logging,
-            (ProcessLoggingConfig, type(None)),
-            "a ProcessLoggingConfig",
+            "process_log_target_logger",
+            logs.target_logger,
+            (logging.Logger, str, type(None)),
+            "a logger or its name",
         )
-        if self.process_logging is not None:
-            logs = self.process_logging
-            _instance("forward_process_logs", logs.enabled, bool, "true or false")
-            _instance(
-                "clear_process_log_handlers", logs.clear_child_handlers, bool, "true or false"
-            )
-            log_level("process_log_level", logs.level)
-            _instance(
-                "process_log_target_logger",
-                logs.target_logger,
-                (logging.Logger, str, type(None)),
-                "a logger or its name",
-            )

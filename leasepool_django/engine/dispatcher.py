@@ -19,7 +19,6 @@ import math
 import threading
 from collections.abc import Callable
 from functools import partial
-from itertools import takewhile
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +37,7 @@ from .line import (
     Call,
     Line,
     Pool,
+    Queue,
     Request,
     Slot,
     Waiter,
@@ -53,12 +53,16 @@ MAX_DELIVERIES = 3  # workers that may have died of receiving a call before it f
 
 
 class Due(NamedTuple):
-    """What ``look`` found: when to look again, expiring and expired leases, overdue calls."""
+    """What ``look`` found: when to look again, expiring and expired leases, overdue calls.
+
+    ``lost``: calls whose loop was closed, or whose caller was interrupted between two steps.
+    """
 
     next_look: float
     soft: list[LeaseState]
     hard: list[LeaseState]
     overdue: list[tuple[Worker, Call]]
+    lost: list[tuple[Worker, Call]]
 
 
 class Counters:
@@ -149,9 +153,8 @@ class Dispatcher:
                 call.state = RUNNING
                 self.counters.calls_started += 1
                 return worker
-            call.state = WAITING
             call.since = monotonic()
-            lease.waiting.append(call)
+            lease.join(call)
             return None
 
     def request(self, request: Request, *, wait: bool) -> bool:
@@ -391,7 +394,7 @@ class Dispatcher:
                 if not lease.waiting:
                     lease.free.append(slot)
                     return None
-                following = lease.waiting.popleft()
+                following = lease.pop()
             elif lease is None and not slot.pool.closing:
                 waiting = self.line.waiting
                 head = next(iter(waiting), None)
@@ -433,7 +436,7 @@ class Dispatcher:
             wakes: list[Waiter] = []
             if call.lease is not None:
                 if call.lease.open:
-                    self._stand_again(call)
+                    call.lease.rejoin(call)
                     self._serve_lease(call.lease, wakes)
                 else:
                     call.state = DONE
@@ -444,22 +447,15 @@ class Dispatcher:
                 call.error = LeasePoolNotStartedError(f"The manager {self.name!r} {self.closed}.")
                 wakes.append(call)
             else:
-                self._stand_again(call)
+                self.line.rejoin(call)
                 self._serve(wakes)
         self._tell_waiters(wakes)
         self._limit_wait(call)
         return True
 
-    def _stand_again(self, call: Call) -> None:
-        """Under the lock: put a call that no worker has begun back in its place."""
-        lease = call.lease
-        if lease is None:
-            self.line.rejoin(call)
-            return
-        call.state = WAITING
-        if call not in lease.waiting:
-            older = takewhile(lambda one: one.since < call.since, lease.waiting)
-            lease.waiting.insert(sum(1 for _ in older), call)
+    def _queue(self, call: Call) -> Queue[Any]:
+        """Where ``call`` stands when it has to wait."""
+        return self.line if call.lease is None else call.lease
 
     def _limit_wait(self, call: Call) -> None:
         """Without the lock: the caller did not have to wait at first, and set no timer."""
@@ -472,7 +468,7 @@ class Dispatcher:
 
     def _serve_lease(self, lease: LeaseState, wakes: list[Waiter]) -> None:
         while lease.free and (lease.waiting or self._recall_first(lease)):
-            self._assign(lease.waiting.popleft(), lease.free.pop(), None, wakes)
+            self._assign(lease.pop(), lease.free.pop(), None, wakes)
 
     def _free(self, slot: Slot, wakes: list[Waiter]) -> None:
         """Under the lock: a slot with a ready worker and no call goes where it belongs."""
@@ -553,19 +549,19 @@ class Dispatcher:
             ):
                 return
             lease = slot.lease
-            line: Line | LeaseState
+            queue: Queue[Any]
             if lease is None:
-                line = self.line
+                queue, workers = self.line, self.line.workers
                 if slot.pool.closing:
                     return
             elif lease.open:
-                line = lease
+                queue, workers = lease, lease.workers
             else:
                 return
-            if line.ahead:
-                self._recall_for(line, has_other=True)
-            if len(line.waiting) + len(line.ahead) >= line.workers and line.waiting:
-                call = next(iter(line.waiting))
+            if queue.ahead:
+                self._recall_for(queue, has_other=True)
+            if len(queue) >= workers and queue.waiting:
+                call = next(iter(queue.waiting))
                 if isinstance(call, Call) and call.home is home and worker.may_put_ahead(call):
                     self._send_ahead(worker, call)
 
@@ -579,12 +575,9 @@ class Dispatcher:
         call.begun = 0.0
         call.ahead = worker
         worker.ahead = call
-        if call.lease is None:
-            self.line.ahead[call] = None
-            del self.line.waiting[call]
-        else:
-            call.lease.ahead[call] = None
-            call.lease.waiting.popleft()
+        queue = self._queue(call)
+        queue.ahead[call] = None
+        del queue.waiting[call]
         self._recalling = None
         if not worker.put_ahead(call):
             self._recalling = worker, call, [call.payload]
@@ -625,47 +618,47 @@ class Dispatcher:
         """
         assert self._recalling is not None
         worker, call, taken = self._recalling
-        line = call.lease or self.line
+        queue = self._queue(call)
         if worker.ahead is call:
             worker.take_back(taken)
             if taken:
                 worker.ahead = None
         if taken:
             if call.ahead is worker:
-                line.ahead.pop(call, None)
+                queue.ahead.pop(call, None)
                 call.ahead = None
             if call.state == WAITING:
-                self._stand_again(call)
-        elif call in line.ahead:
-            del line.ahead[call]
+                queue.rejoin(call)
+        elif call in queue.ahead:
+            del queue.ahead[call]
             self.counters.calls_started += 1
         self._recalling = None
         return bool(taken)
 
     def _may_be_recalled(self, call: Call) -> bool:
         """Under the lock: whether nobody has noticed that its worker has begun it."""
-        return call in (call.lease or self.line).ahead
+        return call in self._queue(call).ahead
 
-    def _recall_first(self, line: Line | LeaseState) -> bool:
-        """Under the lock: have the first call of ``line`` that was sent ahead stand there again."""
-        while line.ahead:
-            worker = next(iter(line.ahead)).ahead
+    def _recall_first(self, queue: Queue[Any]) -> bool:
+        """Under the lock: have the first of ``queue`` that was sent ahead stand there again."""
+        while queue.ahead:
+            worker = next(iter(queue.ahead)).ahead
             assert worker is not None
             if self._recall(worker):
                 return True
         return False
 
-    def _recall_for(self, line: Line | LeaseState, *, has_other: bool) -> None:
-        """Under the lock: a worker has time for the first call of ``line`` that was sent ahead.
+    def _recall_for(self, queue: Queue[Any], *, has_other: bool) -> None:
+        """Under the lock: a worker has time for the first of ``queue`` that was sent ahead.
 
-        ``has_other``: and for another that stands in line. Then it is recalled only if the call
+        ``has_other``: and for another that stands there. Then it is recalled only if the call
         before it takes so long that it would be overtaken by many.
         """
-        worker = next(iter(line.ahead)).ahead
+        worker = next(iter(queue.ahead)).ahead
         assert worker is not None
         before = worker.slot.call
         if not has_other:
-            self._recall_first(line)
+            self._recall_first(queue)
         elif before is None or monotonic() - before.begun > self.ahead_seconds:
             self._recall(worker)
 
@@ -674,7 +667,7 @@ class Dispatcher:
         call, worker.ahead = worker.ahead, None
         assert call is not None
         if self._may_be_recalled(call):
-            del (call.lease or self.line).ahead[call]
+            del self._queue(call).ahead[call]
             self.counters.calls_started += 1
         call.begun = monotonic()
         slot = worker.slot
@@ -745,7 +738,7 @@ class Dispatcher:
 
     def _leave_line(self, waiter: Waiter, wakes: list[Waiter]) -> None:
         if isinstance(waiter, Call) and waiter.lease is not None:
-            waiter.lease.waiting.remove(waiter)
+            waiter.lease.leave(waiter)
         else:
             self.line.leave(waiter)
             self._serve(wakes)  # those behind it may fit where it did not
@@ -932,6 +925,7 @@ class Dispatcher:
                     else:
                         slot.worker.leaving = True
                         busy.append(slot.worker)
+        assert not wakes  # close() has emptied the line
         self._refuse(refused, error)
         self._tell_waiters(granted)
         return busy
@@ -957,6 +951,7 @@ class Dispatcher:
         soft: list[LeaseState] = []
         hard: list[LeaseState] = []
         overdue: list[tuple[Worker, Call]] = []
+        lost: list[tuple[Worker, Call]] = []
         stale: list[Waiter] = []
         wakes: list[Waiter] = []
         with self.lock:
@@ -997,14 +992,13 @@ class Dispatcher:
                                 late = False
                         if late or closed:
                             worker.leaving = True
-                            overdue.append((worker, call))
+                            (overdue if late else lost).append((worker, call))
                         elif deadline is not None:
                             due = min(due, deadline)
                     elif call.state != GRANTED:
-                        # Its caller was interrupted between two steps: nobody knows whether the
-                        # worker is still at it.
+                        # Nobody knows whether the worker is still at it.
                         worker.leaving = True
-                        overdue.append((worker, call))
+                        lost.append((worker, call))
             for waiter, since in self._granted.items():
                 if since + PICKUP_SECONDS <= now:
                     stale.append(waiter)
@@ -1026,7 +1020,7 @@ class Dispatcher:
         for waiter in stale:
             waiter.wake_from_anywhere()
         self._wake(wakes)
-        return Due(due, soft, hard, overdue)
+        return Due(due, soft, hard, overdue, lost)
 
     def _find_lost(self, slot: Slot, wakes: list[Waiter]) -> None:
         """Under the lock: free an idle worker that nobody has.
@@ -1049,15 +1043,15 @@ class Dispatcher:
                 "lease_expiring",
                 self.name,
                 f"lease {lease.lease_id} (owner {lease.owner!r}) is past its "
-                f"{lease.lease_seconds:g} s and will be revoked in {lease.grace_seconds:g} s; "
-                "extend() renews it",
+                f"{lease.soft_expires_at - lease.begun:g} s and will be revoked in "
+                f"{lease.grace_seconds:g} s; extend() renews it",
                 logging.WARNING,
                 {"lease_id": lease.lease_id, "owner": lease.owner},
             )
         )
 
-    def _estimate(self, before: Waiter | None = None) -> float:
-        """Under the lock: seconds until whoever comes now, or ``before``, has a worker.
+    def _estimate(self) -> float:
+        """Under the lock: seconds until whoever comes now has a worker.
 
         All there is to do before, divided among all workers: what is left of the calls and leases
         that have workers, and those of the line. Each is taken to be as long as the mean of its
@@ -1078,22 +1072,20 @@ class Dispatcher:
                 else:
                     continue
                 seconds += usual - passed if passed < usual else passed
-        if before is None and not counters.leases_ended:
+        if not counters.leases_ended:
             seconds += len(self.line) * counters.mean_call_seconds
             return seconds / (workers or 1)
         for waiter in [*self.line.ahead, *self.line.waiting]:
-            if waiter is before:
-                break
             if isinstance(waiter, Call):
                 seconds += counters.mean_call_seconds
             else:
                 seconds += waiter.workers * counters.mean_lease_seconds
         return seconds / (workers or 1)
 
-    def estimated_wait(self, before: Waiter | None = None) -> float:
-        """Seconds a caller who joins the line now, or ``before``, may expect to wait."""
+    def estimated_wait(self) -> float:
+        """Seconds a caller who joins the line now may expect to wait."""
         with self.lock:
-            return self._estimate(before)
+            return self._estimate()
 
 
 def _moved(mean: float, value: float, count: int) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from time import monotonic
@@ -21,10 +20,11 @@ from ..exceptions import LeaseExpiredError, LeaseReleasedError
 from .config import optional_duration
 from .coroutines import coroutine_function
 from .facade import LeaseExecutor
+from .line import Call, Queue
 
 if TYPE_CHECKING:
     from .calls import Calls
-    from .line import Call, Slot
+    from .line import Slot
 
 __all__ = ["ExecutorLease", "LeaseState"]
 
@@ -32,7 +32,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class LeaseState:
+class LeaseState(Queue[Call]):
     """The account of one lease: its slots, the calls that wait for one, and its deadlines."""
 
     def __init__(
@@ -43,6 +43,7 @@ class LeaseState:
         lease_seconds: float,
         grace_seconds: float,
     ) -> None:
+        super().__init__()
         self.lease_id = lease_id
         self.owner = owner
         self.workers = len(slots)
@@ -55,8 +56,6 @@ class LeaseState:
         self.holder: Callable[[], object | None] = _nobody
         self.slots = set(slots)
         self.free = list(slots)  # slots of this lease with a ready worker and no call
-        self.waiting: deque[Call] = deque()
-        self.ahead: dict[Call, None] = {}  # as in Line
         self.open = True  # takes new calls
         self.expired = False
         self.soft_expiry_told = False

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import Context
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     import _thread
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from ..backends.base import Worker
     from .lease import LeaseState
 
-__all__ = ["Call", "Line", "Pool", "Request", "Slot", "Waiter"]
+__all__ = ["Call", "Line", "Pool", "Queue", "Request", "Slot", "Waiter"]
+
+W = TypeVar("W", bound="Waiter")
 
 NEW = 0
 WAITING = 1  # in the line, or in a lease's own line
@@ -158,20 +160,56 @@ class Pool:
         return any(slot.lease is not None or slot.call is not None for slot in self.slots)
 
 
-class Line:
-    """Who waits, in order, and which slots are idle.
+class Queue(Generic[W]):
+    """Who waits, first in first out: for the pools' workers, or for those of one lease.
 
     ``ahead``: the calls that wait in a worker's tray, and not in ``waiting``, in the order in which
     they were sent there.
     """
 
     def __init__(self) -> None:
-        self.pools: list[Pool] = []
-        self.waiting: OrderedDict[Waiter, None] = OrderedDict()
+        self.waiting: OrderedDict[W, None] = OrderedDict()
         self.ahead: dict[Call, None] = {}
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.ahead)
+
+    def join(self, waiter: W) -> None:
+        """Stand at the end."""
+        waiter.state = WAITING
+        self.waiting[waiter] = None
+
+    def rejoin(self, waiter: W) -> None:
+        """Stand where it stood before: only for a call that no worker has begun.
+
+        Nobody who waits came before it but others that came back like this, so the way is short.
+        """
+        before = list(takewhile(lambda other: other.since < waiter.since, self.waiting))
+        self.join(waiter)
+        for each in (waiter, *reversed(before)):
+            self.waiting.move_to_end(each, last=False)
+
+    def leave(self, waiter: W) -> None:
+        """Leave, from wherever in it."""
+        del self.waiting[waiter]
+
+    def pop(self) -> W:
+        """Remove the first that stands in it, and return it."""
+        return self.waiting.popitem(last=False)[0]
+
+    @property
+    def head(self) -> Waiter | None:
+        """The first of all who wait."""
+        waiters: Iterable[Waiter] = self.ahead or self.waiting
+        return next(iter(waiters), None)
+
+
+class Line(Queue[Waiter]):
+    """Who waits for workers of the pools, and which slots are idle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pools: list[Pool] = []
 
     @property
     def workers(self) -> int:
@@ -199,30 +237,6 @@ class Line:
             if idle and (best is None or len(idle) < len(best)):
                 best = idle
         return best.pop() if best is not None else None
-
-    def join(self, waiter: Waiter) -> None:
-        """Stand at the end of the line."""
-        waiter.state = WAITING
-        self.waiting[waiter] = None
-
-    def rejoin(self, waiter: Waiter) -> None:
-        """Stand where it stood before: only for a call that no worker has begun.
-
-        Nobody in line came before it but others that came back like this, so the way is short.
-        """
-        before = list(takewhile(lambda other: other.since < waiter.since, self.waiting))
-        self.join(waiter)
-        for each in (waiter, *reversed(before)):
-            self.waiting.move_to_end(each, last=False)
-
-    def leave(self, waiter: Waiter) -> None:
-        """Leave the line, wherever in it."""
-        del self.waiting[waiter]
-
-    @property
-    def head(self) -> Waiter | None:
-        """The first in line."""
-        return next(iter(self.ahead or self.waiting), None)
 
     def grants(self) -> Iterator[tuple[Waiter, list[Slot]]]:
         """Give the head of the line what it asks for, as long as that fits."""

@@ -17,7 +17,12 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ..exceptions import CallTimeoutError, LeasePoolNotStartedError, WorkerStartError
+from ..exceptions import (
+    CallTimeoutError,
+    LeasePoolNotStartedError,
+    WorkerCrashedError,
+    WorkerStartError,
+)
 from .dispatcher import Dispatcher
 from .events import Event, Notifier, Subscriber
 from .housekeeper import Housekeeper
@@ -363,10 +368,9 @@ class Supervisor:
                 owner=lease.owner,
             )
         for worker, call in due.overdue:
-            # Without a limit it is overdue because nobody is there any more who could be told.
-            worker.kill(
-                partial(self._timed_out, call) if call.timeout else LeasePoolNotStartedError
-            )
+            worker.kill(partial(self._timed_out, call))
+        for worker, call in due.lost:
+            worker.kill(partial(_lost, call))
         next_look = due.next_look
         if self._state == RUNNING and self._next_size_check <= now:
             self._next_size_check = now + self._config.check_interval
@@ -495,6 +499,15 @@ class Supervisor:
             timeout=call.timeout,
             function=name,
         )
+
+
+def _lost(call: Call) -> WorkerCrashedError:
+    name = call.function_name
+    return WorkerCrashedError(
+        f"The worker of {name} was killed: the event loop of its caller was closed, or a signal "
+        "handler raised while the outcome was on its way.",
+        function=name,
+    )
 
 
 def _delay(failures: int) -> float:

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from leasepool_django.exceptions import NotPicklableError
 
 from .hints import hint_for
+from .shared import reduce_view
 from .texts import type_name
 
 __all__ = ["Part", "blame", "by_key"]
@@ -121,7 +122,7 @@ class _Probe(pickle.Pickler):
 
     def reducer_override(self, obj: object) -> Any:
         # Calls and results are pickled by a pickler that lets these travel.
-        return (memoryview, (b"",)) if type(obj) is memoryview else NotImplemented
+        return reduce_view(obj) if type(obj) is memoryview else NotImplemented
 
 
 class _Parts(NamedTuple):

@@ -71,7 +71,6 @@ def make_setup(config: ManagerConfig, options: Mapping[str, Any]) -> Setup:
     if scheduling == "idle" and not hasattr(os, "SCHED_IDLE"):
         raise UnsupportedBackendError("scheduling='idle' exists only on Linux; use nice=19.")
     logs = config.process_logging
-    forwards = logs is not None and logs.enabled
     return Setup(
         name=config.name_prefix,
         spawn=_start_method(options.get("mp_context")) == "spawn",
@@ -85,8 +84,8 @@ def make_setup(config: ManagerConfig, options: Mapping[str, Any]) -> Setup:
         max_shared=max_shared_bytes(options),
         nice=nice,
         scheduling=scheduling,
-        log_level=log_level("process_log_level", logs.level) if logs and forwards else None,
-        clear_log_handlers=logs.clear_child_handlers if logs is not None else True,
+        log_level=log_level("process_log_level", logs.level) if logs.enabled else None,
+        clear_log_handlers=logs.clear_child_handlers,
     )
 
 

@@ -99,8 +99,7 @@ class ProcessBackend(Encoder, Backend):
         self.max_shared_bytes = max_shared_bytes(options)
         self.closer = Closer()
         Encoder.__init__(self, self._setup.hooks, self._setup.context)
-        logs = config.process_logging
-        target = logs.target_logger if logs is not None else None
+        target = config.process_logging.target_logger
         self.log_target = logging.getLogger(target) if isinstance(target, str) else target
         self._clear()
 

@@ -17,12 +17,22 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
-from struct import Struct
+from math import prod
+from struct import Struct, calcsize
 from typing import Any
 
 from .wire import pack
 
-__all__ = ["AVAILABLE", "COPIED_WHOLE", "THRESHOLD", "Payload", "Segment", "dump", "load_parts"]
+__all__ = [
+    "AVAILABLE",
+    "COPIED_WHOLE",
+    "THRESHOLD",
+    "Payload",
+    "Segment",
+    "dump",
+    "load_parts",
+    "reduce_view",
+]
 
 THRESHOLD = 1 << 16  # bytes; below it the socket is faster
 # Types that pickle copies into its stream, so that a large one is worth a slower pickler.
@@ -30,6 +40,7 @@ COPIED_WHOLE = frozenset({bytes, bytearray, memoryview})
 AVAILABLE = sys.platform.startswith("linux") and hasattr(os, "memfd_create")
 ALIGNMENT = 64  # what vector instructions like
 _SMALLEST = 1 << 20
+_CASTABLE = frozenset("?cbBhHiIlLqQnNfdP")  # the formats that memoryview.cast knows
 _COUNTS = Struct("<QI")  # bytes of the stream, number of buffers
 _LENGTH = Struct("<Q")
 
@@ -107,18 +118,29 @@ class _Pickler(pickle.Pickler):
     """Lets ``memoryview`` travel, which cannot be pickled otherwise."""
 
     def reducer_override(self, value: Any) -> Any:
-        if type(value) is memoryview:
-            # What is in Fortran's order can only as a copy in C's be given its shape again.
-            if value.c_contiguous:
-                return _view, (pickle.PickleBuffer(value), value.format, value.shape)
-            return _view, (value.tobytes(), value.format, value.shape)
+        return reduce_view(value) if type(value) is memoryview else NotImplemented
+
+
+def reduce_view(view: memoryview) -> Any:
+    """How a ``memoryview`` travels.
+
+    ``NotImplemented`` if Python cannot make another of its format or shape: those of structures,
+    complex numbers and other byte orders, and shapes with a zero behind the first number.
+    """
+    if view.format.removeprefix("@") not in _CASTABLE or 0 in (view.shape or ())[1:]:
         return NotImplemented
+    # What is in Fortran's order can only as a copy in C's be given its shape again.
+    content = pickle.PickleBuffer(view) if view.c_contiguous else view.tobytes()
+    return _view, (content, view.format, view.shape)
 
 
 def _view(buffer: Any, form: str, shape: tuple[int, ...]) -> memoryview:
     view = memoryview(buffer)
     if view.format == form and view.shape == shape:
         return view
+    if 0 in shape:  # which cast() refuses
+        one = memoryview(bytes(calcsize(form) * prod(shape[1:])))
+        return one.cast(form, (1, *shape[1:]))[:0]  # type: ignore[call-overload, no-any-return]
     return view.cast("B").cast(form, shape)  # type: ignore[call-overload, no-any-return]
 
 
