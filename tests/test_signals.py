@@ -5,17 +5,24 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.dispatch import Signal
 
-from leasepool_django import WorkerCrashedError, signals
-from leasepool_django.engine import Event, LeasedExecutorManager
+from leasepool_django import CallTimeoutError, WorkerCrashedError, signals
+from leasepool_django.engine import Event, LeasedExecutorManager, ManagerStats
 from leasepool_django.handler import pools
 
+from . import process_jobs as jobs
+from .pages import ROOT, tables
+from .process_pools import new_manager
 from .waiting import wait_until
 
 if TYPE_CHECKING:
@@ -82,7 +89,10 @@ def test_workers_that_start_and_crash_are_told(running: None, hear: Any) -> None
         pools["default"].run_sync(os.abort)
     wait_until(lambda: len(heard.events) == 3, message="no three events")
     assert heard.kinds() == ["worker_started", "worker_crashed", "worker_started"]
-    assert heard.events[0][1].facts["pid"] == heard.events[1][1].facts["pid"]
+    started, crashed = heard.events[0][1], heard.events[1][1]
+    pid = started.facts["pid"]
+    assert crashed.facts == {"pid": pid, "calls": 1, "exitcode": None, "signal_name": "SIGABRT"}
+    assert crashed.text == f"worker {pid} crashed after 1 call(s): it was killed by SIGABRT"
 
 
 def test_a_receiver_that_raises_disturbs_nobody(
@@ -111,6 +121,48 @@ def test_what_nobody_listens_to_is_not_wanted(hear: Any) -> None:
     hear(signals.lease_acquired)
     assert signals.wanted("lease_acquired")
     assert not signals.wanted("no_such_kind")
+
+
+def test_the_page_says_what_is_told(tmp_path: Path) -> None:
+    """The tables of docs/deployment.md: each signal with its facts, and the snapshot."""
+    documented: dict[str, set[str]] = {}
+    attributes: set[str] = set()
+    for row in (row for rows in tables(ROOT / "docs" / "deployment.md") for row in rows):
+        if "signal" in row:
+            facts = row["`event.facts`"]
+            documented[row["signal"].strip("`")] = set(re.findall(r"`(\w+)`", facts))
+        attributes.update(re.findall(r"`(\w+)`", row.get("attribute", "")))
+    assert attributes
+    assert attributes <= {field.name for field in fields(ManagerStats)}
+
+    events: list[Event] = []
+
+    def wait_for(kind: str) -> None:
+        wait_until(lambda: any(event.kind == kind for event in events))
+
+    obstacle = tmp_path / "obstacle"
+    manager = new_manager(
+        initializer=jobs.initialize_until, initargs=[obstacle], lease_grace_seconds=1
+    )
+    manager.subscribe(events.append)
+    manager.start_sync()
+    with manager.lease_sync():
+        pass
+    with manager.lease_sync(lease_seconds=0.01):
+        wait_for("lease_expired")
+    with pytest.raises(CallTimeoutError):
+        manager.options(call_timeout=0.01).run_sync(time.sleep, 60)
+    wait_until(lambda: manager.stats().idle_workers)
+    obstacle.touch()
+    with pytest.raises(WorkerCrashedError):
+        manager.run_sync(jobs.kill_own_process)
+    wait_for("worker_start_failed")
+    obstacle.unlink()
+    manager.options(timeout=20).run_sync(jobs.echo, 1)
+    manager.stop_sync()
+    seen = {event.kind: set(event.facts) for event in events}
+    assert seen == documented
+    assert set(documented) == set(signals.__all__) - {"send", "wanted"}
 
 
 def test_every_signal_belongs_to_an_event_of_the_engine() -> None:

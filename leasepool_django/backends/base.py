@@ -125,6 +125,10 @@ class Worker(ABC):
         lock. May be done again, after it was interrupted, with the same list.
         """
 
+    def ending(self) -> tuple[str, dict[str, Any]]:
+        """How its process ended by itself: for the end of a sentence, and as facts."""
+        return "", {}
+
     @abstractmethod
     def run_blocking(self, call: Call) -> None:
         """Run ``call`` in the calling thread's time; returns when its outcome is in ``call``."""

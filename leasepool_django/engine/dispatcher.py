@@ -1046,7 +1046,7 @@ class Dispatcher:
                 f"{lease.soft_expires_at - lease.begun:g} s and will be revoked in "
                 f"{lease.grace_seconds:g} s; extend() renews it",
                 logging.WARNING,
-                {"lease_id": lease.lease_id, "owner": lease.owner},
+                lease.facts(),
             )
         )
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ..exceptions import LeaseExpiredError, LeaseReleasedError
 from .config import optional_duration
@@ -62,6 +62,10 @@ class LeaseState(Queue[Call]):
         self.dropped = False  # its holder's object is gone; set without the lock
         self.ended = False  # its manager has stopped
         self.inherited = False  # this process is a fork of the one that holds it
+
+    def facts(self) -> dict[str, Any]:
+        """The particulars of events about it."""
+        return {"lease_id": self.lease_id, "owner": self.owner, "workers": self.workers}
 
     def refusal(self) -> LeaseExpiredError:
         """The error for a call on a lease that is over."""

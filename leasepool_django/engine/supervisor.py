@@ -178,9 +178,9 @@ class Supervisor:
 
     def _tell_lease(self, kind: str, lease: LeaseState, verb: str) -> None:
         if self._wanted(kind, logging.DEBUG):
-            facts = {"lease_id": lease.lease_id, "owner": lease.owner, "workers": lease.workers}
             text = f"lease {lease.lease_id} (owner {lease.owner!r}, {lease.workers} workers) {verb}"
-            self._notifier.tell(Event(kind, self._config.name_prefix, text, logging.DEBUG, facts))
+            name = self._config.name_prefix
+            self._notifier.tell(Event(kind, name, text, logging.DEBUG, lease.facts()))
 
     def start_trouble(self) -> str | None:
         """Why workers do not start at present, in one line."""
@@ -300,12 +300,14 @@ class Supervisor:
             kind = "crashed" if crashed else "killed" if worker.killed else None
             if kind is not None:
                 self._totals[kind] += 1
+            how, facts = worker.ending() if crashed else ("", {})
             self._tell(
                 f"worker_{kind or 'retired'}",
-                f"worker {worker.pid} {kind or 'has left'} after {worker.calls} call(s)",
+                f"worker {worker.pid} {kind or 'has left'} after {worker.calls} call(s){how}",
                 logging.WARNING if crashed else logging.DEBUG,
                 pid=worker.pid,
                 calls=worker.calls,
+                **facts,
             )
             with self.dispatcher.lock:
                 useless = crashed and worker.calls == 0 and slot.call is None
@@ -364,8 +366,7 @@ class Supervisor:
                 f"lease {lease.lease_id} (owner {lease.owner!r}) was revoked: it was held longer "
                 f"than {lease.hard_expires_at - lease.begun:g} s",
                 logging.WARNING,
-                lease_id=lease.lease_id,
-                owner=lease.owner,
+                **lease.facts(),
             )
         for worker, call in due.overdue:
             worker.kill(partial(self._timed_out, call))

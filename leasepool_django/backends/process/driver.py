@@ -22,13 +22,13 @@ from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...engine.line import GONE
 from ..base import Host, Worker
 from . import wire
 from .outbox import Outbox
-from .outcomes import decode
+from .outcomes import decode, ending, manner
 from .system import has_ended
 from .tray import LARGEST, SUPPORTED, Tray
 from .turns import Turns
@@ -756,6 +756,10 @@ class ProcessWorker(Worker):
         if taken:
             self._call = self._turn = None
             self._undelivered(call)
+
+    def ending(self) -> tuple[str, dict[str, Any]]:
+        """See ``Worker.ending``."""
+        return "" if self.status is None else f": it {manner(self.status)}", ending(self.status)
 
     def _death(self, call: Call) -> BaseException:
         """The error for the call that was running when the process ended."""

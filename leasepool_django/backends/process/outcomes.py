@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...exceptions import NotPicklableError, WorkerCrashedError
 from . import wire
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ...engine.line import Call
     from .shared import Segment
 
-__all__ = ["crashed", "decode", "manner"]
+__all__ = ["crashed", "decode", "ending", "manner"]
 
 
 def decode(call: Call, kind: int, body: bytes | bytearray, segment: Segment | None) -> None:
@@ -60,26 +60,19 @@ def _interrupts(call: Call) -> bool:
 
 def crashed(name: str, pid: int | None, status: int | None, hint: str) -> WorkerCrashedError:
     """The error for a call whose worker died by itself."""
-    signal_name = exitcode = None
-    if status is None:
-        what = "died"
-    elif status < 0:
-        what = manner(status)
-        signal_name = signal_of(status)
-        if signal_name == "SIGKILL":
-            hint = hint or "often that is the kernel's out-of-memory killer"
-        elif signal_name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL"):
-            hint = hint or "usually a fault in an extension module"
-    else:
-        exitcode = status
-        what = manner(status)
+    what = "died" if status is None else manner(status)
+    facts = ending(status)
+    if facts["signal_name"] == "SIGKILL":
+        hint = hint or "often that is the kernel's out-of-memory killer"
+    elif facts["signal_name"] in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL"):
+        hint = hint or "usually a fault in an extension module"
+    elif facts["exitcode"] is not None:
         hint = hint or "something called os._exit() or ended the process"
     text = f"The worker (pid {pid}) running {name} {what}" + (f"; {hint}" if hint else "")
     return WorkerCrashedError(
         f"{text}. It has been replaced; the call was not repeated.",
         pid=pid,
-        exitcode=exitcode,
-        signal_name=signal_name,
+        **facts,
         function=name,
     )
 
@@ -87,6 +80,14 @@ def crashed(name: str, pid: int | None, status: int | None, hint: str) -> Worker
 def manner(status: int) -> str:
     """How a process ended: "exited with status 3", "was killed by SIGKILL"."""
     return f"was killed by {signal_of(status)}" if status < 0 else f"exited with status {status}"
+
+
+def ending(status: int | None) -> dict[str, Any]:
+    """How a process ended, as facts: ``exitcode`` or ``signal_name``; neither if unknown."""
+    return {
+        "exitcode": status if status is not None and status >= 0 else None,
+        "signal_name": signal_of(status) if status is not None and status < 0 else None,
+    }
 
 
 def signal_of(status: int) -> str:

@@ -13,6 +13,6 @@ def primes(request: HttpRequest) -> JsonResponse:
 
 
 def two_at_once(request: HttpRequest) -> JsonResponse:
-    with pools["default"].lease_sync(owner="two at once") as lease:
+    with pools["reports"].lease_sync(owner="two at once") as lease:
         counts = list(lease.executor.map(count_primes, [20_000, 21_000]))
     return JsonResponse({"primes": counts})

@@ -9,10 +9,10 @@ INSTALLED_APPS = [
     "leasepool_django",
 ]
 
-# Optional. Without it there is one pool, "default", with one worker per usable core.
+# Optional. Without it there is one pool, "default", with one worker per usable core. With 4 cores:
 LEASEPOOL = {
-    "default": {"ACQUIRE_TIMEOUT": 30, "CALL_TIMEOUT": 60},
-    "reports": {"WORKERS_PER_POOL": 2, "LEASE_SECONDS": 120},
+    "default": {"WORKERS_PER_POOL": 3, "ACQUIRE_TIMEOUT": 30, "CALL_TIMEOUT": 60},
+    "reports": {"WORKERS_PER_POOL": 1, "LEASE_SECONDS": 120},
 }
 
 MIDDLEWARE = [
