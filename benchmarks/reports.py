@@ -23,12 +23,14 @@ What this package costs beside what one would use instead, on the same work in t
 `make bench` measures and writes this page. Contenders take turns over several rounds, each in a
 process of its own; a figure is the median over the rounds, with the lowest and the highest behind
 it; a ratio is taken within each round. A goal is reached when the median reaches it and every round
-gave a figure of this package; one that compares with peers that do as much of the work is reached,
-too, where none does. Every contender is set up as its own documentation shows it, with the
-number of workers that the group names. Nothing is set that a user would not get by default. On a
-shared machine single figures are noisy; look at the ratios. Groups may be measured apart
-(`python -m benchmarks --only http`), each with all its contenders in one run: then the others keep
-the figures they had.
+gave a figure of this package. *Against*: whom the figure was compared with; for goals against the
+best peer, those that were the best in some round. A light page's latency is compared only with
+peers that answer at least 95 % as many requests that compute, for whoever does less disturbs less;
+such a goal is reached, too, where there is no such peer. Every contender is set up as its own
+documentation shows it, with the number of workers that the group names. Nothing is set that a user
+would not get by default. On a shared machine single figures are noisy; look at the ratios. Groups
+may be measured apart (`python -m benchmarks --only http`), each with all its contenders in one run:
+then the others keep the figures they had.
 """
 
 
@@ -44,7 +46,7 @@ def summary(found: Sequence[Verdict]) -> list[str]:
         metric = next(metric for metric in group.metrics if metric.name == goal.metric)
         sign = "≥" if goal.at_least else "≤"
         unit = f" {metric.unit}" if goal.reference is None else " ×"
-        against = ", ".join(map(group.title_of, verdict.versus)) or "–"
+        against = "; ".join(map(group.title_of, verdict.versus)) or "–"
         reached = ("yes" if verdict.reached else "**no**") if verdict.judged else "–"
         lines.append(
             f"| {group.title}: {metric.title} | {verdict.loop} | {group.title_of(goal.contender)} "

@@ -27,7 +27,10 @@ class Start(Group):
         "In a process in which Django is set up, as in a server: from starting 2 workers to the "
         "answer of a first call that uses a model. Contenders other than this package set Django "
         "up in each worker: by an initializer, or in the function where there is none. Five times, "
-        "each in a new process, of which the median counts."
+        "each in a new process, of which the median counts. The goal compares with peers that "
+        "start workers by `spawn` or a fork server: one that forks the server itself (`fork`, the "
+        "default of ProcessPoolExecutor before Python 3.14) is there at once, with copies of its "
+        "threads' locks, its sockets and its database connections."
     )
     metrics = (Metric("first_answer", "start → first answer", "ms"),)
     processes = 5  # each can start cold only once
