@@ -158,7 +158,7 @@ def test_every_mistake_of_an_alias_is_told_at_once(settings: Settings) -> None:
         ProblemId.REFUSED_BY_BACKEND,
     ]
     assert "nice must be an integer, not '5'" in messages[-2].msg
-    assert "max_shared_bytes must be at least 1, not -1" in messages[-1].msg
+    assert "max_shared_bytes must be at least 0, not -1" in messages[-1].msg
 
 
 def test_a_backend_of_the_users_own_is_judged_as_it_is_set_up_and_no_other_way(

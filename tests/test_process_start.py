@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import multiprocessing
 import multiprocessing.spawn
@@ -38,6 +39,29 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # --- the initializer --------------------------------------------------------------------------
+
+
+def test_an_initializer_whose_body_would_not_run_fails_the_start() -> None:
+    error = failed_start(initializer="tests.process_jobs.coroutine")
+    assert "The initializer is a coroutine or generator function" in str(error)
+
+
+def test_a_failed_start_that_nobody_waits_for_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        manager = new_manager(initializer=jobs.initialize_badly)
+        starting = asyncio.create_task(manager.start())
+        await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait([starting])
+        with pytest.raises(WorkerStartError):
+            await manager.start()
+        gc.collect()
+
+    asyncio.run(main())
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 @each_method
@@ -177,6 +201,7 @@ def test_with_spawn_each_worker_imports_what_is_to_be_preloaded(modules: Path) -
 
 
 COLLECTING = """
+import asyncio
 import gc
 
 def collections():

@@ -1,7 +1,8 @@
 """Plain functions that return a coroutine, and blocking ones that no event loop's thread may call.
 
 ``manager.run`` and its like are of the first kind: with a frame of their own, error reports would
-show the arguments of calls. ``async_to_sync`` and others ask before they call.
+show the arguments of calls. ``async_to_sync`` and others ask before they call. ``shared`` waits for
+what several wait for.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
-__all__ = ["coroutine_function", "refuse_running_loop"]
+__all__ = ["coroutine_function", "refuse_running_loop", "shared"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,3 +36,16 @@ def refuse_running_loop(spelling: str, instead: str) -> None:
             f"serves. Use `{instead}` instead, or call it on another thread: "
             "`await asyncio.to_thread(...)`."
         )
+
+
+async def shared(future: Future[None]) -> None:
+    """Wait for what others wait for too: one who is cancelled must not cancel it for all."""
+    mine = asyncio.wrap_future(future)
+    mine.add_done_callback(_noticed)
+    await asyncio.shield(mine)
+
+
+def _noticed(future: asyncio.Future[None]) -> None:
+    """Look at its error, or asyncio logs that nobody did, when all who waited have gone."""
+    if not future.cancelled():
+        future.exception()

@@ -6,7 +6,6 @@ the housekeeper's, the workers are the backend's; this module ties them together
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -25,7 +24,7 @@ from .config import (
     ProcessLoggingConfig,
     duration,
 )
-from .coroutines import coroutine_function
+from .coroutines import coroutine_function, shared
 from .events import Event, Subscriber
 from .lease import ExecutorLease
 from .options import CallOptions
@@ -134,8 +133,7 @@ class LeasedExecutorManager:
         Raises ``WorkerStartError`` with the worker's traceback; then nothing is left running.
         """
         self._refuse_in_worker()
-        # Shielded: one who is cancelled must not cancel the start for all who wait for it.
-        await asyncio.shield(asyncio.wrap_future(self._supervisor.start()))
+        await shared(self._supervisor.start())
 
     def start_sync(self) -> None:
         """``start`` for blocking code."""
@@ -147,7 +145,7 @@ class LeasedExecutorManager:
 
         ``grace`` defaults to ``shutdown_grace_seconds``. Returns when no worker is left.
         """
-        await asyncio.shield(asyncio.wrap_future(self._supervisor.stop(self._grace(grace))))
+        await shared(self._supervisor.stop(self._grace(grace)))
 
     def stop_sync(self, *, grace: float | None = None) -> None:
         """``stop`` for blocking code; needs neither a new thread nor a loop."""

@@ -131,6 +131,8 @@ def max_shared_bytes(options: Mapping[str, Any]) -> int:
     value = options.get("max_shared_bytes", DEFAULT_SHARED_BYTES)
     if value == 0 and type(value) is int:
         return 0
+    if type(value) is int and value < 0:
+        raise ValueError(f"max_shared_bytes must be at least 0, not {value}.")
     return positive_int("max_shared_bytes", value) if AVAILABLE else 0
 
 

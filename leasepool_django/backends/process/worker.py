@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, BinaryIO
 
 from ...worker import mark_worker
@@ -129,7 +130,14 @@ def _begin(setup: Setup, hooks: Any) -> None:
 
             module, _, name = setup.initializer.rpartition(".")
             initializer = resolve(f"{module}:{name}")
-        initializer(*(pickle.loads(setup.initargs) if setup.initargs is not None else ()))
+        made = initializer(*(pickle.loads(setup.initargs) if setup.initargs is not None else ()))
+        if isinstance(made, (CoroutineType, GeneratorType, AsyncGeneratorType)):
+            if isinstance(made, CoroutineType):
+                made.close()  # it will not be awaited
+            raise TypeError(
+                "The initializer is a coroutine or generator function, whose body has not run. "
+                "Name a plain function."
+            )
 
 
 def _serve(link: Link, setup: Setup, hooks: Any) -> int:
