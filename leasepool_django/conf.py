@@ -268,11 +268,14 @@ def _flag(name: str, value: Any) -> bool:
 def _context(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(path, str) for path in value):
         raise TypeError(f"{name} must be a list of dotted paths, not {_short(value)}.")
+    mistakes = []
     for path in value:
         try:
             Carriers([path])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: {error}") from error
+            mistakes.append(error)
+    if mistakes:
+        raise ValueError(f"{name}: {' '.join(map(str, mistakes))}") from mistakes[0]
     return tuple(value)
 
 

@@ -15,7 +15,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from leasepool_django import NotPicklableError
-from leasepool_django.conf import get_config
+from leasepool_django.conf import get_config, validate
 from leasepool_django.engine import LeasedExecutorManager
 
 from . import context_jobs as jobs
@@ -218,3 +218,10 @@ def test_settings_hand_the_carriers_to_the_backends_that_carry(settings: Setting
     for alias in ("default", "threads"):
         assert configs[alias].manager_kwargs()["context"] == (REQUEST_ID,)
     assert "context" not in configs["others"].manager_kwargs()
+
+
+def test_every_wrong_path_is_named_at_once(settings: Settings) -> None:
+    settings.LEASEPOOL = {"default": {"CONTEXT": ["nowhere.first", "nowhere.second"]}}
+    _, [problem] = validate()
+    assert "'nowhere.first'" in problem.message
+    assert "'nowhere.second'" in problem.message
