@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.process_jobs import hold
 from tests.waiting import wait_until
 
 kept: list[Any] = []
@@ -165,6 +166,12 @@ def view_of(data: bytes) -> memoryview:
 def is_aligned(array: NDArray[np.float64]) -> bool:
     """Whether NumPy may use its fast loops on it."""
     return bool(array.flags.aligned and array.flags.writeable)
+
+
+def hold_beside(folder: Path, array: NDArray[np.float64]) -> float:
+    """Be held in ``folder``, then return the sum of what came in shared memory."""
+    hold(folder)
+    return float(array.sum())
 
 
 def shared_memory_in_use() -> int:

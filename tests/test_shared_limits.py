@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from leasepool_django.backends.process import driver, shared
-from tests import process_jobs
 from tests import shared_jobs as jobs
 from tests.process_pools import CALLERS, Caller, run_program, running, start_program
 from tests.process_table import children, identify, wait_gone
@@ -83,14 +82,14 @@ def test_memory_is_given_back_after_a_call_that_took_longer_than_it_is_kept(
 
     monkeypatch.setattr(driver.ProcessWorker, "look_after_memory", spy)
     with running() as manager, ThreadPoolExecutor(1) as thread:
-        assert manager.run_sync(np.sum, np.ones(100_000)) == 100_000
-        holding = thread.submit(caller.outcome, manager, process_jobs.hold, tmp_path)
+        large = np.ones(100_000)
+        holding = thread.submit(caller.outcome, manager, jobs.hold_beside, tmp_path, large)
         wait_until((tmp_path / "holding").exists, timeout=20)
         before = len(looks)
         wait_until(lambda: len(looks) > before + 1, timeout=20)
         assert mappings() == 1
         (tmp_path / "go").touch()
-        holding.result(20)
+        assert holding.result(20) == 100_000
         wait_until(lambda: mappings() == 0, timeout=20, message="it is still there")
 
 
