@@ -226,6 +226,17 @@ class TestTimes:
         ) in done.stdout
 
 
+def run_closed(*arguments: str, closed: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with a stream closed as a shell does it: ``>&-`` or ``2>&-``."""
+    return subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *command("run", *arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 class TestOutput:
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
     @pytest.mark.parametrize("pool", ["default", "threads"])
@@ -244,6 +255,22 @@ class TestOutput:
             "CommandError: The results cannot be written: No space left on device.\n"
         )
         assert not [pid for pid in pids(tmp_path, STARTED) if exists(pid)]
+
+    def test_a_closed_output_is_one_sentence(self, tmp_path: Path) -> None:
+        done = run_closed(f"{JOBS}.double", "2", closed=">&-")
+        assert done.returncode == 1
+        assert done.stderr == (
+            "CommandError: The results cannot be written: standard output is closed.\n"
+        )
+        assert not pids(tmp_path, STARTED)
+
+    def test_closed_errors_hide_no_results(self) -> None:
+        done = run_closed(f"{JOBS}.die_on_odd", "2", "1", closed="2>&-")
+        assert done.returncode == 1
+        assert "die_on_odd(2) = " in done.stdout
+        assert "die_on_odd(1) failed: WorkerCrashedError: " in done.stdout
+        done = run_closed(f"{JOBS}.nothing_of_this_name", closed="2>&-")
+        assert (done.returncode, done.stdout) == (2, "")
 
     def test_ctrl_c_keeps_its_status_when_nobody_reads_what_it_says(self, tmp_path: Path) -> None:
         with running(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import math
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 
 from ...backends.base import Backend, resolve
 from ...backends.process.texts import type_name
@@ -52,6 +53,8 @@ class Command(BaseCommand):
     def run_from_argv(self, argv: list[str]) -> None:
         """Called by ``manage.py``, which ends with this command; ``call_command`` does not."""
         self._has_own_process = True
+        if sys.stderr is None:  # closed, as by ``2>&-``: what is said there is said to nobody
+            self.stderr = OutputWrapper(io.StringIO())
         try:
             super().run_from_argv(argv)
         except SystemExit as ending:
@@ -140,6 +143,8 @@ class Command(BaseCommand):
 
     def handle_run(self, options: dict[str, Any]) -> None:
         """``leasepool run``: refuse what could never run, make the calls, report."""
+        if sys.stdout is None and not options.get("stdout"):
+            raise CommandError("The results cannot be written: standard output is closed.")
         path: str = options["function"]
         try:
             fn = find_function(path)
@@ -332,6 +337,8 @@ def _nothing(_number: int, _frame: FrameType | None) -> None:
 def _discard_unwritable() -> None:
     """Let go of what cannot be written: Python tries once more when it ends, and would complain."""
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
         try:
             stream.flush()
         except OSError:
