@@ -7,6 +7,7 @@ runs with ``manage.py check --deploy`` only.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -99,6 +100,17 @@ def _import_problems(config: AliasConfig) -> Iterator[Problem]:
             ProblemId.BAD_INITIALIZER,
             f"{where}['initializer'] = {config.options['initializer']!r} is not callable.",
             "It is the dotted path of a function that each worker calls once.",
+        )
+    elif config.backend in BUILT_IN and (
+        inspect.iscoroutinefunction(initializer)
+        or inspect.isgeneratorfunction(initializer)
+        or inspect.isasyncgenfunction(initializer)
+    ):
+        yield Problem(
+            ProblemId.BAD_INITIALIZER,
+            f"{where}['initializer'] = {config.options['initializer']!r} is a coroutine or "
+            "generator function, whose body would not run.",
+            "Name a plain function, which each worker calls once.",
         )
     preload = config.options.get("preload", ())
     if isinstance(preload, str) or not isinstance(preload, Sequence):

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -879,6 +879,16 @@ def swap_context_value(value: str) -> str:
 
 async def coroutine() -> None:
     """Cannot run in a worker."""
+
+
+def generator() -> Iterator[None]:
+    """Cannot run in a worker either."""
+    yield
+
+
+async def async_generator() -> AsyncIterator[None]:
+    """Nor can this one."""
+    yield
 
 
 class Client:

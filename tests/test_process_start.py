@@ -41,8 +41,9 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- the initializer --------------------------------------------------------------------------
 
 
-def test_an_initializer_whose_body_would_not_run_fails_the_start() -> None:
-    error = failed_start(initializer="tests.process_jobs.coroutine")
+@pytest.mark.parametrize("name", ["coroutine", "generator", "async_generator"])
+def test_an_initializer_whose_body_would_not_run_fails_the_start(name: str) -> None:
+    error = failed_start(initializer=f"tests.process_jobs.{name}")
     assert "The initializer is a coroutine or generator function" in str(error)
 
 
