@@ -144,6 +144,19 @@ def test_a_manager_is_stopped_from_several_loops_and_threads_at_once(
         assert_full_capacity(manager, tmp_path)
 
 
+def test_who_gives_calls_no_time_is_not_told_to_give_them_more(tmp_path: Path) -> None:
+    with running() as manager, ThreadPoolExecutor(1) as thread:
+        call = thread.submit(manager.run_sync, jobs.hold, tmp_path)
+        wait_until((tmp_path / "holding").exists)
+        manager.request_stop(grace=30)
+        manager.stop_sync(grace=0)
+        with pytest.raises(LeasePoolNotStartedError) as caught:
+            call.result(10)
+    assert str(caught.value) == (
+        "The manager 'leasepool' was stopped before this call had ended; its worker was killed."
+    )
+
+
 def test_a_stop_in_a_cancelled_task_is_carried_through(
     tmp_path: Path, loop_runner: LoopRunner
 ) -> None:

@@ -81,6 +81,7 @@ class Supervisor:
         self._next_size_check = math.inf
         self._stop_by = math.inf
         self._leave_leases = False  # while it drains: an idle lease holds up the end
+        self._had_grace = False  # while it drains: calls were given time to end
         self._totals = {"started": 0, "crashed": 0, "killed": 0, "failures": 0}
         self._last_start_error: BaseException | None = None
 
@@ -135,7 +136,7 @@ class Supervisor:
             return
 
         def begin() -> None:
-            self._begin_stop(grace, leases=True)
+            self._begin_stop(grace, leases=True, waited=after)
 
         def begin_later() -> None:
             self.housekeeper.call_later(after, begin)
@@ -388,7 +389,8 @@ class Supervisor:
 
     # -- stop --------------------------------------------------------------------------------------
 
-    def _begin_stop(self, grace: float, *, leases: bool) -> None:
+    def _begin_stop(self, grace: float, *, leases: bool, waited: float = 0.0) -> None:
+        now = monotonic()
         if self._state == STARTING:
             self._fail_start(
                 LeasePoolNotStartedError(
@@ -397,12 +399,15 @@ class Supervisor:
                 "has been stopped",
             )
         elif self._state == RUNNING:
-            self._stop_by = monotonic() + grace
+            self._stop_by = now + grace
+            self._had_grace = grace + waited > 0
             self._leave_leases = leases
             self.dispatcher.close("is stopping", self._drain)
             self.housekeeper.wake()
         elif self._state == DRAINING:
-            self._stop_by = min(self._stop_by, monotonic() + grace)
+            if now + grace < self._stop_by:
+                self._stop_by = now + grace
+                self._had_grace = grace > 0
             self._leave_leases = self._leave_leases and leases
             self.housekeeper.wake()
 
@@ -420,10 +425,12 @@ class Supervisor:
             else f"the backend {self._backend.name!r} cannot stop it"
         )
 
+        # Where there was none, the process was told to end at once, which is not for settings.
+        advice = " A longer shutdown grace gives calls more time." if self._had_grace else ""
+
         def stopped() -> LeasePoolNotStartedError:
             return LeasePoolNotStartedError(
-                f"The manager {name!r} was stopped before this call had ended; {fate}. A longer "
-                "shutdown grace gives calls more time."
+                f"The manager {name!r} was stopped before this call had ended; {fate}.{advice}"
             )
 
         for worker in self.dispatcher.end():
