@@ -300,7 +300,8 @@ class TestImpatience:
             assert workers
             deadline = time.monotonic() + 30
             while process.poll() is None and time.monotonic() < deadline:
-                process.send_signal(number)
+                for _ in range(3):  # also in the middle of what the one before has begun
+                    process.send_signal(number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.01)
             out, err = process.communicate(timeout=10)

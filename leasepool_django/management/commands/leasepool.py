@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -49,6 +49,8 @@ class Command(BaseCommand):
     _has_own_process = False
     # Set when a call was given up that the backend cannot stop.
     _calls_run_on = False
+    # While calls run on the event loop: cancels them, however often it is called.
+    _cancel_calls: Callable[[], None] | None = None
 
     def run_from_argv(self, argv: list[str]) -> None:
         """Called by ``manage.py``, which ends with this command; ``call_command`` does not."""
@@ -170,7 +172,9 @@ class Command(BaseCommand):
             self._stopped_by_broken_output(report, backend),
             contextlib.redirect_stdout(sys.stderr) if apart else contextlib.nullcontext(),
         ):
-            seconds = asyncio.run(self._run_leased(manager, backend, path, calls, options, report))
+            seconds = self._run_on_loop(
+                self._run_leased(manager, backend, path, calls, options, report)
+            )
             if options["compare_serial"]:
                 self._compare(path, calls, options, report, seconds)
         if report.failed:
@@ -231,10 +235,6 @@ class Command(BaseCommand):
             if isinstance(error, WorkerStartError) and error.traceback_text:
                 self.stderr.write(error.traceback_text)
             raise CommandError(f"{type_name(error)}: {error}") from error
-        except asyncio.CancelledError:
-            # What stops now is not to be cut short by a second Ctrl-C.
-            self._ignore(signal.SIGINT)
-            raise
         finally:
             report.close()
             if not was_running:
@@ -269,45 +269,77 @@ class Command(BaseCommand):
             outcome = Outcome(path, pid, None, failure=failure_of(error, path, call, backend))
         report.add(index, outcome)
 
+    def _run_on_loop(self, work: Coroutine[Any, Any, float]) -> float:
+        """Run ``work``; ``KeyboardInterrupt``, once it has ended, if signals asked for that.
+
+        Signals only ever cancel it, and only once: an exception that a signal handler raises
+        between two steps of the loop may undo one of them, and what was to follow never comes.
+        """
+        asked = False
+
+        async def cancellable() -> float:
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            assert task is not None
+
+            def cancel() -> None:
+                nonlocal asked
+                if not asked:
+                    asked = True
+                    with contextlib.suppress(RuntimeError):  # just closed
+                        loop.call_soon_threadsafe(task.cancel)
+
+            self._cancel_calls = cancel
+            return await work
+
+        try:
+            seconds = asyncio.run(cancellable())
+        except asyncio.CancelledError:
+            if not asked:
+                raise
+        finally:
+            if not asked:  # else more signals go on to change nothing
+                self._cancel_calls = None
+            work.close()  # if it has not begun
+        if asked:
+            raise KeyboardInterrupt
+        return seconds
+
     @contextlib.contextmanager
     def _stopped_by_signals(self, report: Report, backend: type[Backend]) -> Iterator[None]:
         """Turn Ctrl-C and SIGTERM into one line and an exit status."""
-        status = _INTERRUPTED
+        status = 0
 
-        def terminate(_number: int, frame: FrameType | None) -> None:
+        def handle(number: int, frame: FrameType | None) -> None:
             nonlocal status
-            if status == _TERMINATED:
-                return
-            status = _TERMINATED
-            # Whatever stops the work on Ctrl-C now, asyncio's handler or Python's own, does so
-            # here too; where Ctrl-C is ignored, as in a background job, SIGTERM still is not.
-            interrupt = signal.getsignal(signal.SIGINT)
-            stop = interrupt if callable(interrupt) else signal.default_int_handler
-            stop(signal.SIGINT, frame)
+            status = status or (_INTERRUPTED if number == signal.SIGINT else _TERMINATED)
+            if self._cancel_calls is not None:
+                self._cancel_calls()
+            else:
+                signal.default_int_handler(number, frame)
 
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        previous = signal.signal(signal.SIGTERM, terminate) if in_main_thread else None
-        restored = in_main_thread
+        previous: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, handle)
+            # Where Ctrl-C is ignored, as in a background job, or somebody else's, it stays so.
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                previous[signal.SIGINT] = signal.signal(signal.SIGINT, handle)
         try:
             yield
         except KeyboardInterrupt:
             # The end is near, and a second signal would only change how it looks.
-            self._ignore(signal.SIGINT, signal.SIGTERM)
-            restored = in_main_thread and not self._has_own_process
-            what = "Interrupted" if status == _INTERRUPTED else "Terminated"
+            if self._has_own_process:
+                for which in (signal.SIGINT, signal.SIGTERM):
+                    # One that has arrived and was not handled yet needs a handler.
+                    signal.signal(which, _nothing)
+                    signal.signal(which, signal.SIG_IGN)
+                previous.clear()
+            what = "Terminated" if status == _TERMINATED else "Interrupted"
             report.last_words(f"{what}: the work was stopped.")
-            self._leave(backend, status)
+            self._leave(backend, status or _INTERRUPTED)
         finally:
-            if restored:
-                signal.signal(signal.SIGTERM, previous)
-
-    def _ignore(self, *numbers: signal.Signals) -> None:
-        """Ignore these signals until the process ends, if it is this command's own."""
-        if self._has_own_process:
-            for number in numbers:
-                # One that has arrived and was not handled yet needs a handler.
-                signal.signal(number, _nothing)
-                signal.signal(number, signal.SIG_IGN)
+            self._cancel_calls = None
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     @contextlib.contextmanager
     def _stopped_by_broken_output(self, report: Report, backend: type[Backend]) -> Iterator[None]:
