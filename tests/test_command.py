@@ -35,6 +35,9 @@ def meeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(MEETING, str(tmp_path))
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "tests.command_settings")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    # All warnings, but not those of asyncio about steps that take long on a busy machine.
+    monkeypatch.delenv("PYTHONDEVMODE", raising=False)
+    monkeypatch.setenv("PYTHONWARNINGS", "default")
     (tmp_path / "broken_module.py").write_text("ANYTHING = 1 / 0\n")
     return tmp_path
 
