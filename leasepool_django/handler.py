@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -255,8 +256,14 @@ class Pools(Mapping[str, AliasManager]):
             raise error
 
     def _limit_exit(self) -> None:
+        reloading = _runserver_reloads()
+        if reloading:
+            self._closed = True
         for manager in self.existing():
-            manager.stop_within_grace()
+            if reloading:
+                manager.request_stop(grace=0)
+            else:
+                manager.stop_within_grace()
 
     def _stop_at_exit(self) -> None:
         self.stop_all_sync(grace=0)
@@ -282,6 +289,16 @@ def _before_threads_are_joined(function: Callable[[], None]) -> None:
             register(function)
         except RuntimeError:
             return  # the exit has begun already
+
+
+def _runserver_reloads() -> bool:
+    """Whether this process ends for ``runserver`` to start another one with changed files.
+
+    Its requests end with it, so nobody is left to wait for calls; and until it has ended, it goes
+    on to answer requests, by old code and without the executors of async views.
+    """
+    autoreload = sys.modules.get("django.utils.autoreload")
+    return autoreload is not None and os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) == "true"
 
 
 def _refuse_in_worker() -> None:
