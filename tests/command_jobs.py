@@ -113,6 +113,18 @@ def not_json() -> bytes:
     return b"\xff"
 
 
+def twins() -> dict[Any, str]:
+    return {1: "a number", "1": "a text"}
+
+
+def fail_in_red() -> NoReturn:
+    raise ValueError("\x1b[31mred\x00\rand\tover\ntwo lines")
+
+
+def fail_without_a_word() -> NoReturn:
+    raise LookupError
+
+
 def not_a_number() -> float:
     return float("nan")
 

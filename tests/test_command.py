@@ -205,6 +205,7 @@ class TestJson:
             ("point", "result", {"x": 1, "y": 2}),
             ("not_json", "result_repr", "b'\\xff'"),
             ("not_a_number", "result_repr", "nan"),
+            ("twins", "result_repr", "{1: 'a number', '1': 'a text'}"),
         ],
     )
     def test_what_json_cannot_say_is_shown_as_python_shows_it(

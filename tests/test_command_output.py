@@ -77,6 +77,16 @@ class TestWhatCannotBeShown:
         assert done.returncode == 0, done.stderr
         assert r"double('\xe9\u20ac') = '\xe9\u20ac\xe9\u20ac'" in done.stdout
 
+    def test_a_terminal_is_told_what_to_show_and_not_what_to_do(self) -> None:
+        done = run(f"{JOBS}.fail_in_red")
+        text = "ValueError: \\x1b[31mred\\x00\\rand\tover\ntwo lines"
+        assert f"fail_in_red() failed: {text}  (worker " in done.stdout
+        assert done.stderr.count(text) == 1
+
+    def test_an_exception_may_say_nothing(self) -> None:
+        done = run(f"{JOBS}.fail_without_a_word")
+        assert "fail_without_a_word() failed: LookupError  (worker " in done.stdout
+
     def test_an_exception_without_a_text_is_an_ordinary_failure(self) -> None:
         done = run(f"{JOBS}.fail_mutely")
         assert done.returncode == 1

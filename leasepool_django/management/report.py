@@ -10,18 +10,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from django.core.management.base import OutputWrapper
 from django.core.serializers.json import DjangoJSONEncoder
 
-from .calls import Call, Outcome, shown
+from .calls import Call, Failure, Outcome, shown
 
 __all__ = ["OutputError", "Report"]
 
 _BAR_WIDTH = 30
 _CLEAR_LINE = "\r\x1b[K"
+# What a terminal acts upon, but line ends and tabs.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class OutputError(Exception):
@@ -126,14 +129,12 @@ class Report:
         if self._as_json:
             self._write(self._stdout, _json_line(index, call, outcome))
         else:
-            self._write(self._stdout, f"{text} {_ending(outcome)}")
+            self._write(self._stdout, _visible(f"{text} {_ending(outcome)}"))
         if outcome.failure is not None:
             self.failed += 1
             where = "" if outcome.pid is None else f" in worker {outcome.pid}"
-            details = outcome.failure.traceback_text or (
-                f"{outcome.failure.type_name}: {outcome.failure.message}"
-            )
-            self._write(self._stderr, f"{text} failed{where}:\n{details.rstrip()}")
+            details = outcome.failure.traceback_text or _what(outcome.failure)
+            self._write(self._stderr, _visible(f"{text} failed{where}:\n{details.rstrip()}"))
 
     def _draw_bar(self) -> None:
         if not self._progress or self._known == len(self._calls):
@@ -178,8 +179,18 @@ def _ending(outcome: Outcome) -> str:
         facts.append(f"{outcome.seconds:.3f} s")
     where = f"  ({', '.join(facts)})" if facts else ""
     if outcome.failure is not None:
-        return f"failed: {outcome.failure.type_name}: {outcome.failure.message}{where}"
+        return f"failed: {_what(outcome.failure)}{where}"
     return f"= {shown(outcome.result)}{where}"
+
+
+def _what(failure: Failure) -> str:
+    """The type and the message, as Python gives them at the end of a traceback."""
+    return f"{failure.type_name}: {failure.message}" if failure.message else failure.type_name
+
+
+def _visible(text: str) -> str:
+    """Give ``text`` with escapes for what a terminal would act upon."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _json_line(index: int, call: Call, outcome: Outcome) -> str:
@@ -204,9 +215,17 @@ def _json_line(index: int, call: Call, outcome: Outcome) -> str:
 def _json(value: Any) -> str | None:
     """Give ``value`` as JSON; ``None`` where it cannot be said in JSON."""
     try:
-        return json.dumps(value, cls=_Encoder, allow_nan=False)
+        text = json.dumps(value, cls=_Encoder, allow_nan=False)
+        json.loads(text, object_pairs_hook=_refuse_twins)
     except Exception:  # noqa: BLE001 - foreign code may raise anything
         return None
+    return text
+
+
+def _refuse_twins(pairs: list[tuple[str, Any]]) -> None:
+    """Keys that are different in Python may be the same in JSON, such as ``1`` and ``"1"``."""
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError
 
 
 class _Encoder(DjangoJSONEncoder):

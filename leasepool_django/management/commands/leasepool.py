@@ -88,8 +88,8 @@ class Command(BaseCommand):
             metavar="ARG",
             nargs="*",
             help="one call with this argument: JSON where it parses as JSON, else the text itself; "
-            "one that begins with '-' and is no number goes after '--', or into --args; without "
-            "any there is one call without arguments",
+            "one that begins with '-' and is no number such as -5 or -0.5 goes after '--', or into "
+            "--args; without any there is one call without arguments",
         )
         run.add_argument(
             "--args",
