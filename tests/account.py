@@ -484,8 +484,10 @@ class Account(RuleBasedStateMachine):
             waiting = [waiter for waiter in here if waiter not in ahead]
             assert list(kept.waiting) == waiting
             for waiter in line:
-                before, self.states[waiter] = self.states[waiter], waiter.state
-                if before in (NEW, WAITING) and waiter.state in GIVEN:
+                # One that its worker has begun counts from then on, whoever has noticed.
+                now = RUNNING if waiter in ahead and waiter in self.begun else waiter.state
+                before, self.states[waiter] = self.states[waiter], now
+                if before in (NEW, WAITING) and now in GIVEN:
                     assert all(line.index(waiter) < line.index(other) for other in waiting)
 
     @invariant()

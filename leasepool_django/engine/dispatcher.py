@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..exceptions import (
     LeasePoolNotStartedError,
     LeaseUnavailableError,
+    WorkerCrashedError,
 )
 from .events import Event
 from .lease import LeaseState, current_holder
@@ -170,6 +171,7 @@ class Dispatcher:
             if self.leases and wait:
                 self._refuse_waiting_for_oneself(request)
             self._stand_in_line(request, wait=wait)
+            line.count(request, 1)
             return False
 
     def _stand_in_line(self, waiter: Waiter, *, wait: bool = True) -> None:
@@ -250,9 +252,9 @@ class Dispatcher:
         self, call: Call, slot: Slot, home: asyncio.AbstractEventLoop | None, wakes: list[Waiter]
     ) -> bool:
         """Hand ``slot`` to a waiting call; whether the caller may begin it here and now."""
-        slot.call = call
-        call.slot = slot
         call.worker = slot.worker
+        call.slot = slot
+        slot.call = call  # from here on it has the worker, whatever is raised
         self.counters.calls_started += 1
         if home is not None and call.home is home:
             call.state = RUNNING
@@ -261,6 +263,8 @@ class Dispatcher:
         return False
 
     def _grant(self, waiter: Waiter, wakes: list[Waiter]) -> None:
+        if isinstance(waiter, Call):
+            waiter.begun = 0.0
         waiter.state = GRANTED
         self._granted[waiter] = monotonic()
         wakes.append(waiter)
@@ -295,26 +299,34 @@ class Dispatcher:
                     self._take_back(waiter, None, wakes)
 
     def _pick_up(self, waiter: Waiter) -> None:
-        """On the waiter's own loop: take what was granted, unless it left meanwhile."""
+        """On the waiter's own loop: take what was granted, unless it left meanwhile.
+
+        It counts as granted until that is done, so that ``look`` finds it if it never is.
+        """
         with self.lock:
-            self._granted.pop(waiter, None)
             if waiter.state != GRANTED:
-                waiter.wake()
+                if waiter.state == GONE:
+                    waiter.wake()
                 return
             waiter.state = RUNNING
         if not isinstance(waiter, Call):
             waiter.wake()
-            return
-        assert waiter.worker is not None
-        assert waiter.home is not None
-        try:
-            waiter.worker.begin(waiter, waiter.home, eager=False)
-        except Exception as error:  # noqa: BLE001 - the caller gets it
-            waiter.error = error
-            worker = self.abandon(waiter)
-            if worker is not None:
-                worker.kill(partial(_self, error))
-            waiter.wake()
+        else:
+            assert waiter.worker is not None
+            assert waiter.home is not None
+            try:
+                waiter.worker.begin(waiter, waiter.home, eager=False)
+            except BaseException as error:
+                waiter.error = error if isinstance(error, Exception) else _interrupted(waiter)
+                worker = self.abandon(waiter)
+                if worker is not None:
+                    worker.kill(partial(_self, waiter.error))
+                waiter.wake()
+                if not isinstance(error, Exception):
+                    raise
+        with self.lock:
+            if waiter.state != GRANTED:  # again: its worker was dead, and it has another one
+                self._granted.pop(waiter, None)
 
     def take_up(self, waiter: Waiter) -> bool:
         """For a blocking caller that was woken: whether what it was granted is its own."""
@@ -405,14 +417,15 @@ class Dispatcher:
                     slot.pool.idle.append(slot)
                     return None
                 if isinstance(head, Call):
-                    del waiting[head]
-                    following = head
+                    following = self.line.pop()
             wakes: list[Waiter] = []
             if following is None:
                 self._free(slot, wakes)
             else:
                 assert isinstance(following, Call)
-                if self._assign(following, slot, home, wakes):
+                here = self._assign(following, slot, home, wakes)
+                (self.line if lease is None else lease).moved = None
+                if here:
                     return following
         if wakes:
             self._wake(wakes)
@@ -469,6 +482,7 @@ class Dispatcher:
     def _serve_lease(self, lease: LeaseState, wakes: list[Waiter]) -> None:
         while lease.free and (lease.waiting or self._recall_first(lease)):
             self._assign(lease.pop(), lease.free.pop(), None, wakes)
+            lease.moved = None
 
     def _free(self, slot: Slot, wakes: list[Waiter]) -> None:
         """Under the lock: a slot with a ready worker and no call goes where it belongs."""
@@ -664,11 +678,12 @@ class Dispatcher:
 
     def _promote(self, worker: Worker) -> Call:
         """Under the lock: the worker has finished its call, and goes on with what it has."""
-        call, worker.ahead = worker.ahead, None
+        call = worker.ahead
         assert call is not None
         if self._may_be_recalled(call):
             del self._queue(call).ahead[call]
             self.counters.calls_started += 1
+        # From here on nobody else would look for it there; last, nobody would look for it here.
         call.begun = monotonic()
         slot = worker.slot
         if slot.worker is worker:
@@ -677,6 +692,7 @@ class Dispatcher:
         call.worker = worker
         if call.state == WAITING:  # and has not been given up
             call.state = RUNNING
+        worker.ahead = None
         return call
 
     # -- leaving -----------------------------------------------------------------------------------
@@ -741,6 +757,8 @@ class Dispatcher:
             waiter.lease.leave(waiter)
         else:
             self.line.leave(waiter)
+            if isinstance(waiter, Request):
+                self.line.count(waiter, -1)
             self._serve(wakes)  # those behind it may fit where it did not
 
     # -- leases ------------------------------------------------------------------------------------
@@ -791,6 +809,7 @@ class Dispatcher:
         """Under the lock: idle slots go back now, busy ones as their calls end."""
         while lease.ahead:
             self._recall_first(lease)
+        lease.restore()
         lease.open = False
         self.leases.discard(lease)
         counters = self.counters
@@ -865,10 +884,12 @@ class Dispatcher:
         with self.lock:
             while self.line.ahead:
                 self._recall_first(self.line)  # to be refused with those who wait there
+            self.line.restore()
             self.closed = why
             closing()
             refused: list[Waiter] = list(self.line.waiting)
             self.line.waiting.clear()
+            self.line.requests = self.line.requested = 0
             for waiter in refused:
                 waiter.state = GONE
         self._refuse(refused, lambda: LeasePoolNotStartedError(f"The manager {self.name!r} {why}."))
@@ -953,11 +974,19 @@ class Dispatcher:
         overdue: list[tuple[Worker, Call]] = []
         lost: list[tuple[Worker, Call]] = []
         stale: list[Waiter] = []
+        untold: list[Waiter] = []
         wakes: list[Waiter] = []
+        later = PICKUP_SECONDS / 5
         with self.lock:
             if self._recalling is not None:
                 self._finish_recall()
+            if self.line.moved is not None:
+                self.line.restore()
+                self._serve(wakes)
             for lease in self.leases:
+                if lease.moved is not None:
+                    lease.restore()
+                    self._serve_lease(lease, wakes)
                 if lease.hard_expires_at <= now:
                     hard.append(lease)
                     continue
@@ -999,11 +1028,24 @@ class Dispatcher:
                         # Nobody knows whether the worker is still at it.
                         worker.leaving = True
                         lost.append((worker, call))
-            for waiter, since in self._granted.items():
-                if since + PICKUP_SECONDS <= now:
+            for waiter, since in list(self._granted.items()):
+                if waiter.state != GRANTED and since + PICKUP_SECONDS <= now:
+                    # Who took it may have been interrupted before it was done.
+                    del self._granted[waiter]
+                    if not isinstance(waiter, Call):
+                        untold.append(waiter)
+                    elif waiter.state == RUNNING and not waiter.begun:
+                        assert waiter.worker is not None
+                        waiter.worker.leaving = True
+                        lost.append((waiter.worker, waiter))
+                elif since + PICKUP_SECONDS <= now:
                     stale.append(waiter)
                 else:
                     due = min(due, since + PICKUP_SECONDS)
+                    if waiter.home is not None and not waiter.reminded and since + later <= now:
+                        # Who should have told its loop may have been interrupted.
+                        waiter.reminded = True
+                        wakes.append(waiter)
             for waiter in stale:
                 if waiter.home is None:
                     # A blocking caller picks up as soon as it is woken. Who should have woken it
@@ -1017,7 +1059,7 @@ class Dispatcher:
                     "next in line. Do not block or stop the loop while awaiting a worker.",
                 )
                 self._take_back(waiter, error, wakes)
-        for waiter in stale:
+        for waiter in [*stale, *untold]:
             waiter.wake_from_anywhere()
         self._wake(wakes)
         return Due(due, soft, hard, overdue, lost)
@@ -1072,14 +1114,14 @@ class Dispatcher:
                 else:
                     continue
                 seconds += usual - passed if passed < usual else passed
+        line = self.line
+        if not line.waiting:  # also if somebody was interrupted while counting
+            line.requests = line.requested = 0
         if not counters.leases_ended:
-            seconds += len(self.line) * counters.mean_call_seconds
-            return seconds / (workers or 1)
-        for waiter in [*self.line.ahead, *self.line.waiting]:
-            if isinstance(waiter, Call):
-                seconds += counters.mean_call_seconds
-            else:
-                seconds += waiter.workers * counters.mean_lease_seconds
+            seconds += len(line) * counters.mean_call_seconds
+        else:
+            seconds += (len(line) - line.requests) * counters.mean_call_seconds
+            seconds += line.requested * counters.mean_lease_seconds
         return seconds / (workers or 1)
 
     def estimated_wait(self) -> float:
@@ -1091,6 +1133,14 @@ class Dispatcher:
 def _moved(mean: float, value: float, count: int) -> float:
     """The moving average ``mean`` after the ``count``-th ``value``."""
     return mean + (value - mean) * max(0.05, 1 / count)
+
+
+def _interrupted(call: Call) -> WorkerCrashedError:
+    name = call.function_name
+    return WorkerCrashedError(
+        f"The worker of {name} was killed: a signal handler raised before it had the call.",
+        function=name,
+    )
 
 
 def _self(error: BaseException) -> BaseException:

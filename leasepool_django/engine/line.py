@@ -49,6 +49,7 @@ class Waiter:
     wakeup: _thread.LockType | None = None
     since = 0.0  # when it came (monotonic), once it has to wait
     ahead: Worker | None = None  # that a call was sent to while it was still waiting
+    reminded = False  # its loop was asked twice to pick up what it was granted
 
     def __init__(self, home: asyncio.AbstractEventLoop | None) -> None:
         self.home = home
@@ -164,12 +165,13 @@ class Queue(Generic[W]):
     """Who waits, first in first out: for the pools' workers, or for those of one lease.
 
     ``ahead``: the calls that wait in a worker's tray, and not in ``waiting``, in the order in which
-    they were sent there.
+    they were sent there. ``moved``: who was taken out of it last, until the account says what for.
     """
 
     def __init__(self) -> None:
         self.waiting: OrderedDict[W, None] = OrderedDict()
         self.ahead: dict[Call, None] = {}
+        self.moved: W | None = None
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.ahead)
@@ -191,11 +193,29 @@ class Queue(Generic[W]):
 
     def leave(self, waiter: W) -> None:
         """Leave, from wherever in it."""
-        del self.waiting[waiter]
+        if self.moved is waiter:
+            self.moved = None
+        else:
+            del self.waiting[waiter]
 
     def pop(self) -> W:
         """Remove the first that stands in it, and return it."""
-        return self.waiting.popitem(last=False)[0]
+        waiting = self.waiting
+        self.moved = head = next(iter(waiting))
+        del waiting[head]
+        return head
+
+    def restore(self) -> None:
+        """Have who was taken out, and given nothing, stand in it again.
+
+        A signal handler that raises, as for a time limit, may come between two steps.
+        """
+        waiter = self.moved
+        if waiter is not None and waiter.state == WAITING and waiter.ahead is None:
+            slot = waiter.slot if isinstance(waiter, Call) else None
+            if slot is None or slot.call is not waiter:
+                self.rejoin(waiter)
+        self.moved = None
 
     @property
     def head(self) -> Waiter | None:
@@ -205,11 +225,21 @@ class Queue(Generic[W]):
 
 
 class Line(Queue[Waiter]):
-    """Who waits for workers of the pools, and which slots are idle."""
+    """Who waits for workers of the pools, and which slots are idle.
+
+    ``requests``: how many of them want a lease, and ``requested`` how many workers together.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.pools: list[Pool] = []
+        self.requests = 0
+        self.requested = 0
+
+    def count(self, request: Request, sign: int) -> None:
+        """``request`` has come (``1``) or gone (``-1``)."""
+        self.requests += sign
+        self.requested += sign * request.workers
 
     @property
     def workers(self) -> int:
@@ -245,5 +275,8 @@ class Line(Queue[Waiter]):
             slots = self.take(head.workers)
             if slots is None:
                 return
-            del self.waiting[head]
+            self.pop()
+            if isinstance(head, Request):
+                self.count(head, -1)
             yield head, slots
+            self.moved = None

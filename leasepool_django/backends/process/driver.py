@@ -24,7 +24,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ...engine.line import GONE
+from ...engine.line import DONE, GONE
 from ..base import Host, Worker
 from . import wire
 from .outbox import Outbox
@@ -100,6 +100,7 @@ class ProcessWorker(Worker):
         # one might else take the other, before it has read its socket.
         self._barred: Call | bool = False
         self._kill_error: Callable[[], BaseException] | None = None
+        self._reading: Call | None = None  # whose outcome was read last
         self._untold: list[Call] = []  # who may not have been told, as that was interrupted
         self._lock = threading.Lock()
         self._readers: list[asyncio.AbstractEventLoop] = []
@@ -442,21 +443,30 @@ class ProcessWorker(Worker):
 
     def _take(self, home: asyncio.AbstractEventLoop) -> None:
         """Receive once, and handle the frames that completes."""
-        call = self._call
+        self._reading = self._call
         try:
             self._take_frames(home)
         except BaseException:
             # As by a signal handler, between any two steps: nobody knows which were done, and what
             # is read next would be taken for the outcome of another call.
             self.offence = self.offence or "this process was interrupted while it read its answer"
-            # Whose outcome it was, and who may have been given the worker next.
-            self._untold += [
-                one
-                for one in (call, self.slot.call)
-                if one is not None and one.home is home and one.worker is self
-            ]
+            self.leaving = True
+            self._note_untold(home)
             self.end()
             raise
+        finally:
+            self._reading = None  # it refers to its result
+
+    def _note_untold(self, home: asyncio.AbstractEventLoop) -> None:
+        """Whose outcome it was, who may have been given the worker next, and who was to follow."""
+        self._untold += [
+            one
+            for one in (self._reading, self.slot.call, self.ahead)
+            if one is not None and one.home is home and self._has(one)
+        ]
+
+    def _has(self, call: Call) -> bool:
+        return call.worker is self or call.ahead is self
 
     def _take_frames(self, home: asyncio.AbstractEventLoop) -> None:
         reader = self.reader
@@ -485,6 +495,7 @@ class ProcessWorker(Worker):
                 self._handle(home, head & wire.LARGEST_KIND, data[wire.HEADER_SIZE :])
                 return
         for kind, body in reader.feed(data):
+            self._reading = self._call
             self._handle(home, kind, body)
 
     def _handle(
@@ -599,6 +610,24 @@ class ProcessWorker(Worker):
 
     def _detach(self, home: asyncio.AbstractEventLoop) -> None:
         """On ``home``: the process has ended; take what it still said, and let go of the socket."""
+        self._reading = self._call
+        try:
+            self._take_leave(home)
+        except BaseException:  # as in _take
+            self._note_untold(home)
+            home.call_soon(self._detach, home)
+            raise
+        finally:
+            self._reading = None
+        for call in self._untold:
+            told = call.future is None or call.future.done()
+            if call.home is home and call.state != GONE and not told and self._has(call):
+                call.state = DONE
+                call.error = call.error or self._death(call)
+                call.wake()
+        self._forget(home)
+
+    def _take_leave(self, home: asyncio.AbstractEventLoop) -> None:
         call = self._call
         if call is not None and call.home is home:
             while self._call is not None and not self._hung_up:
@@ -613,6 +642,7 @@ class ProcessWorker(Worker):
                     self._undelivered_by_reset(None)
                     break
                 for kind, body in frames:
+                    self._reading = self._call
                     self._handle(home, kind, body)
             self._stop_io(home)
             self._left_in_tray()
@@ -625,12 +655,6 @@ class ProcessWorker(Worker):
                 call.wake()
         else:
             home.remove_reader(self._fd)
-        for call in self._untold:
-            told = call.future is None or call.future.done()
-            if call.home is home and call.state != GONE and not told:
-                call.error = call.error or self._death(call)
-                call.wake()
-        self._forget(home)
 
     def _forget(self, home: asyncio.AbstractEventLoop) -> None:
         """``home`` no longer watches the socket; the last one to go closes it."""
