@@ -891,6 +891,14 @@ async def async_generator() -> AsyncIterator[None]:
     yield
 
 
+partial_generator = functools.partial(generator)
+
+
+def give_a_generator() -> Iterator[None]:
+    """Can: whatever it returns, its body has run."""
+    return generator()
+
+
 class Client:
     """What libraries call a client: it holds a pool of connections, which holds a lock."""
 

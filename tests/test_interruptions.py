@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import linecache
 import logging
+import math
 import random
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import pytest
 
-from tests import jobs
+from leasepool_django import (
+    LeasedExecutorManager,
+    LeaseUnavailableError,
+    WorkerCrashedError,
+)
+from leasepool_django.backends.process import driver
+from leasepool_django.backends.process.driver import ProcessWorker
+from leasepool_django.engine import dispatcher, housekeeper, line
+from leasepool_django.engine.dispatcher import Dispatcher
+from tests import jobs, process_jobs
+from tests.conftest import LoopRunner
 from tests.managers import running, wait_all_idle
 from tests.stage import Stage
 from tests.waiting import async_wait_until, wait_until
@@ -87,22 +103,180 @@ def test_a_caller_interrupted_between_two_steps_loses_no_worker(
         wait_all_idle(manager)
 
 
-def test_a_blocking_caller_whose_wake_up_was_lost_is_woken(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "on a loop"])
+def test_a_caller_whose_wake_up_was_lost_is_woken(
+    blocking: bool,  # noqa: FBT001
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The one who frees a worker is interrupted before it tells the next."""
-    monkeypatch.setattr("leasepool_django.engine.dispatcher.PICKUP_SECONDS", 0.3)
+
+    def wait() -> int:
+        return manager.run_sync(jobs.add, 1) if blocking else asyncio.run(manager.run(jobs.add, 1))
+
+    monkeypatch.setattr(dispatcher, "PICKUP_SECONDS", 1.0)
+    monkeypatch.setattr(housekeeper, "TICK", 0.05)
     with running() as manager, ThreadPoolExecutor() as threads:
         holding = threads.submit(manager.run_sync, jobs.hold, stage.folder, "first")
         stage.wait_begun("first")
-        waiting = threads.submit(manager.run_sync, jobs.add, 1)
+        waiting = threads.submit(wait)
         wait_until(lambda: manager.stats().waiting)
-        monkeypatch.setattr(manager._dispatcher, "_wake", lambda wakes: None)
-        stage.let_go()
-        holding.result(20)
-        monkeypatch.undo()
-        monkeypatch.setattr("leasepool_django.engine.dispatcher.PICKUP_SECONDS", 0.3)
+        with monkeypatch.context() as interrupted:
+            interrupted.setattr(manager._dispatcher, "_wake", lambda wakes: None)
+            stage.let_go()
+            holding.result(20)
         assert waiting.result(20) == 1
+
+
+class Interrupter:
+    """Raises at the ``step``-th line of the account or the driver below ``root``.
+
+    While that is called the first two times. Of outcomes, those are of the first two calls; the
+    third may have been sent ahead by then.
+    """
+
+    FILES = frozenset(module.__file__ for module in (dispatcher, line, driver))
+
+    def __init__(self, root: Callable[..., Any], step: int) -> None:
+        self.left = step
+        self.where = ""
+        self._root = root.__code__
+        self._called = 0
+        self._depth = 0
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        before = sys.gettrace()
+        gc.disable()  # what finalizers raise goes nowhere
+        sys.settrace(self._entered)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+            gc.enable()
+
+    def _entered(self, frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code is self._root:
+            self._called += 1
+            self._depth = 1
+        elif self._depth and frame.f_code.co_filename in self.FILES:
+            self._depth += 1
+        else:
+            return None
+        return self._within
+
+    def _within(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == "return":
+            self._depth -= 1
+        elif event == "line" and self._called <= 2 and not self._leaves_block(frame):
+            self.left -= 1
+            if not self.left:
+                self.where = f"{frame.f_code.co_name}:{frame.f_lineno}"
+                raise Interruption
+        return self._within
+
+    @staticmethod
+    def _leaves_block(frame: FrameType) -> bool:
+        """Where a ``with`` statement is left, as a signal never interrupts: the lock is held."""
+        return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()[:5] == "with "
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["from the line", "sent ahead"])
+def test_an_interruption_at_any_step_of_reading_an_outcome_leaves_nobody_waiting(
+    ahead: bool,  # noqa: FBT001
+    loop_runner: LoopRunner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each line in turn: every caller is told, nothing is run twice, and no worker is lost."""
+    monkeypatch.setattr(Dispatcher, "ahead_seconds", math.inf if ahead else 0.0)
+    monkeypatch.setattr(housekeeper, "TICK", 0.01)
+    caplog.set_level(logging.CRITICAL)
+
+    async def trial(manager: LeasedExecutorManager, step: int) -> str:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        path = tmp_path / f"marks {step}"
+        interrupter = Interrupter(ProcessWorker._take_frames, step)
+        tasks = [
+            asyncio.create_task(manager.run(process_jobs.mark_number, path, number))
+            for number in range(4)
+        ]
+        with interrupter.at_work():
+            _, waiting = await asyncio.wait(tasks, timeout=10)
+        marks = Counter(path.read_text().split())
+        assert not waiting, interrupter.where
+        assert set(marks.values()) == {1}, interrupter.where
+        for number, task in enumerate(tasks):
+            error = task.exception()
+            if error is None:
+                assert task.result() == number
+                assert str(number) in marks
+            else:
+                assert isinstance(error, WorkerCrashedError | Interruption), interrupter.where
+        assert await manager.options(timeout=10).run(abs, -7) == 7, interrupter.where
+        assert manager.stats().waiting == 0, interrupter.where
+        return interrupter.where
+
+    async def trials(manager: LeasedExecutorManager) -> list[str]:
+        await manager.start()
+        found: list[str] = []
+        while where := await trial(manager, len(found) + 1):
+            found.append(where)
+        await manager.stop()
+        return found
+
+    with running(backend="process") as manager:
+        found = loop_runner(trials(manager))
+    assert len(found) > 50
+
+
+@pytest.mark.parametrize("what", ["call", "lease"])
+def test_an_interruption_at_any_step_of_picking_up_leaves_nobody_waiting(
+    what: str,
+    loop_runner: LoopRunner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where a thread has freed the worker that a caller on a loop has waited for."""
+    monkeypatch.setattr(dispatcher, "PICKUP_SECONDS", 0.1)
+    monkeypatch.setattr(housekeeper, "TICK", 0.01)
+    caplog.set_level(logging.CRITICAL)
+
+    async def use(manager: LeasedExecutorManager) -> int:
+        if what == "call":
+            return await manager.run(abs, -7)
+        async with manager.lease() as lease:
+            return await lease.run(abs, -7)
+
+    async def trial(manager: LeasedExecutorManager, threads: ThreadPoolExecutor, step: int) -> str:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        interrupter = Interrupter(Dispatcher._pick_up, step)
+        before = threads.submit(manager.run_sync, time.sleep, 0.01)
+        await async_wait_until(lambda: manager.stats().busy_workers)
+        task = asyncio.create_task(use(manager))
+        with interrupter.at_work():
+            _, waiting = await asyncio.wait([task], timeout=10)
+        assert not waiting, interrupter.where
+        error = task.exception()
+        told = WorkerCrashedError | LeaseUnavailableError | Interruption
+        assert error is None or isinstance(error, told), interrupter.where
+        before.result(10)
+        assert await manager.options(timeout=10).run(abs, -7) == 7, interrupter.where
+        return interrupter.where
+
+    async def trials(manager: LeasedExecutorManager) -> list[str]:
+        await manager.start()
+        found: list[str] = []
+        with ThreadPoolExecutor(1) as threads:
+            while where := await trial(manager, threads, len(found) + 1):
+                found.append(where)
+        await manager.stop()
+        return found
+
+    with running(backend="process", call_timeout=30) as manager:
+        found = loop_runner(trials(manager))
+    assert len(found) > (20 if what == "call" else 4)
 
 
 # --- finalizers -----------------------------------------------------------------------------------

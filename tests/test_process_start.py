@@ -41,10 +41,15 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- the initializer --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["coroutine", "generator", "async_generator"])
+@pytest.mark.parametrize("name", ["coroutine", "generator", "async_generator", "partial_generator"])
 def test_an_initializer_whose_body_would_not_run_fails_the_start(name: str) -> None:
     error = failed_start(initializer=f"tests.process_jobs.{name}")
     assert "The initializer is a coroutine or generator function" in str(error)
+
+
+def test_what_an_initializer_returns_does_not_matter() -> None:
+    with running(initializer="tests.process_jobs.give_a_generator") as manager:
+        assert manager.run_sync(jobs.echo, 1) == 1
 
 
 def test_a_failed_start_that_nobody_waits_for_is_not_logged(

@@ -1032,12 +1032,15 @@ class Dispatcher:
                 if waiter.state != GRANTED and since + PICKUP_SECONDS <= now:
                     # Who took it may have been interrupted before it was done.
                     del self._granted[waiter]
-                    if not isinstance(waiter, Call):
-                        untold.append(waiter)
-                    elif waiter.state == RUNNING and not waiter.begun:
+                    if isinstance(waiter, Call) and waiter.state == RUNNING and not waiter.begun:
                         assert waiter.worker is not None
                         waiter.worker.leaving = True
                         lost.append((waiter.worker, waiter))
+                        waiter.state = DONE
+                        waiter.error = _interrupted(waiter)
+                        untold.append(waiter)
+                    elif not isinstance(waiter, Call):
+                        untold.append(waiter)
                 elif since + PICKUP_SECONDS <= now:
                     stale.append(waiter)
                 else:

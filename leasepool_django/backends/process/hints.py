@@ -75,7 +75,8 @@ _CULPRITS = {
     "dict_values": "Send a list: list(...)",
     "dict_items": "Send a list: list(...)",
     "mappingproxy": "Send a dict: dict(...)",
-    "memoryview": "Its format or shape cannot be made again in a worker: send its tobytes()",
+    "memoryview": "It was released, or its format or shape cannot be made again in a worker: send "
+    "bytes, such as its tobytes()",
     "frame": "Send text: traceback.format_exc()",
     "traceback": "Send text: traceback.format_exc()",
     "weakref.ReferenceType": "Send the object itself",

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, BinaryIO
 
@@ -131,13 +132,25 @@ def _begin(setup: Setup, hooks: Any) -> None:
             module, _, name = setup.initializer.rpartition(".")
             initializer = resolve(f"{module}:{name}")
         made = initializer(*(pickle.loads(setup.initargs) if setup.initargs is not None else ()))
-        if isinstance(made, (CoroutineType, GeneratorType, AsyncGeneratorType)):
+        if _has_not_run(initializer, made):
             if isinstance(made, CoroutineType):
                 made.close()  # it will not be awaited
             raise TypeError(
                 "The initializer is a coroutine or generator function, whose body has not run. "
                 "Name a plain function."
             )
+
+
+def _has_not_run(function: Any, made: object) -> bool:
+    """Whether ``made`` is no result of ``function``'s body, but the body, to be run later."""
+    if isinstance(made, CoroutineType):
+        return True
+    while isinstance(function, partial):
+        function = function.func
+    code = getattr(function, "__code__", None)  # a method has that of its function
+    if isinstance(made, GeneratorType):
+        return made.gi_code is code
+    return isinstance(made, AsyncGeneratorType) and made.ag_code is code
 
 
 def _serve(link: Link, setup: Setup, hooks: Any) -> int:
