@@ -491,6 +491,14 @@ class Account(RuleBasedStateMachine):
                     assert all(line.index(waiter) < line.index(other) for other in waiting)
 
     @invariant()
+    def those_who_want_leases_are_counted(self) -> None:
+        line = self.dispatcher.line
+        requests = [one for one in line.waiting if isinstance(one, Request)]
+        assert line.requests == len(requests)
+        assert line.requested == sum(request.workers for request in requests)
+        assert line.moved is None
+
+    @invariant()
     def every_worker_is_in_one_place(self) -> None:
         pools = self.dispatcher.line.pools
         assert len(pools) <= MAX_POOLS

@@ -8,6 +8,7 @@ Long because these share the ways in which a moment is brought about.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from time import monotonic, thread_time
 from typing import Any
@@ -136,11 +137,11 @@ def test_a_call_granted_to_a_worker_that_dies_before_it_is_picked_up_gets_anothe
 
 def test_calls_that_dead_workers_never_received_keep_their_order(account: Account) -> None:
     calls = fill_all(account)
-    waiting = [ask(account, caller=1) for _ in range(4)]
-    for call in calls[:2]:
+    waiting = [ask(account, caller=1) for _ in range(5)]
+    for call in calls[:3]:
         account.end_call(worker_of(call), retiring=False)
-    assert [call.state for call in waiting] == [GRANTED, GRANTED, WAITING, WAITING]
-    for call in waiting[:2]:
+    assert [call.state for call in waiting] == [GRANTED] * 3 + [WAITING] * 2
+    for call in waiting[:3]:
         worker_of(call).dead = True
     account.run_loops((1,))
     assert list(account.dispatcher.line.waiting) == waiting
@@ -352,6 +353,59 @@ def two_at_one_worker(account: Account) -> tuple[StandIn, Call, Call]:
     assert worker.tray is waiting[0]
     worker.go_on()
     return worker, first, waiting[0]
+
+
+def test_calls_are_sent_ahead_within_a_lease_if_as_many_wait_as_it_has_workers(
+    account: Account,
+) -> None:
+    lease = ask_for_lease(account).lease
+    assert lease is not None
+    running = [ask_in(account, lease) for _ in range(WORKERS)]
+    worker, home = worker_of(running[0]), running[0].home
+    assert home is not None
+    first = ask_in(account, lease)
+    account.dispatcher.look_ahead(worker, home)
+    assert not lease.ahead
+    ask_in(account, lease)
+    account.dispatcher.look_ahead(worker, home)
+    assert worker.tray is first
+
+
+def test_one_sent_ahead_to_a_worker_that_is_to_leave_goes_to_another(account: Account) -> None:
+    first, _ = ask(account), ask(account)
+    waiting = [ask(account) for _ in range(3)]
+    worker = worker_of(first)
+    assert first.home is not None
+    account.dispatcher.look_ahead(worker, first.home)
+    assert worker.tray is waiting[0]
+    worker.leaving = True
+    account.end_call(worker, retiring=False)
+    assert worker.tray is None
+    assert list(account.dispatcher.line.waiting) == waiting
+    worker.dead = True
+
+
+def test_what_is_expected_of_many_that_wait_is_known_at_once(account: Account) -> None:
+    """Each that times out is told, and many do so together."""
+    lease = ask_for_lease(account).lease
+    assert lease is not None
+    account.dispatcher.release(lease)
+    ask_for_lease(account)
+
+    def seconds_to_tell() -> float:
+        begun = thread_time()
+        for _ in range(200):
+            account.dispatcher.estimated_wait()
+        return thread_time() - begun
+
+    few = min(seconds_to_tell() for _ in range(5))
+    for _ in range(5_000):
+        account.dispatcher.begin(Call(account.home(0), print, b"", None))
+        account.dispatcher.request(Request(account.home(0), 1, None, math.inf, 0.0), wait=True)
+    assert min(seconds_to_tell() for _ in range(5)) < 10 * few
+    for waiter in list(account.dispatcher.line.waiting):
+        account.given_up.add(waiter)
+        account.dispatcher.abandon(waiter)
 
 
 def test_giving_up_a_call_that_is_done_does_not_stop_the_one_sent_ahead(account: Account) -> None:
