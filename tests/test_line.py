@@ -377,10 +377,10 @@ def test_one_sent_ahead_to_a_worker_that_is_to_leave_goes_to_another(account: Ac
     worker = worker_of(first)
     assert first.home is not None
     account.dispatcher.look_ahead(worker, first.home)
-    assert worker.tray is waiting[0]
+    assert [*account.dispatcher.line.ahead] == waiting[:1]
     worker.leaving = True
     account.end_call(worker, retiring=False)
-    assert worker.tray is None
+    assert not worker.is_left()
     assert list(account.dispatcher.line.waiting) == waiting
     worker.dead = True
 
