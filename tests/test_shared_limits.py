@@ -16,7 +16,7 @@ import pytest
 from leasepool_django.backends.process import driver, shared
 from tests import shared_jobs as jobs
 from tests.process_pools import CALLERS, Caller, run_program, running, start_program
-from tests.process_table import children, identify, wait_gone
+from tests.process_table import children, command_line, identify, wait_gone
 from tests.waiting import wait_until
 
 each_caller = pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
@@ -217,4 +217,8 @@ def test_no_shared_memory_is_left_when_the_server_is_killed(tmp_path: Path) -> N
             os.kill(server.pid, signal.SIGKILL)
         server.wait(10)
         wait_gone(processes, timeout=10)
-    assert list(holders(segments)) == []
+    wait_until(
+        lambda: not [*holders(segments)],
+        timeout=10,
+        message=lambda: str([command_line(int(path.name)) for path in holders(segments)]),
+    )
