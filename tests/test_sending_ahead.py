@@ -326,7 +326,7 @@ def test_limits_hold_while_the_loop_is_blocked(
     """The worker goes on by itself; its first call is done, and in time, though nobody has read."""
 
     async def calls() -> None:
-        run = manager.options(call_timeout=0.3).run
+        run = manager.options(call_timeout=1.0).run
         await tiny(run, 100)
         seen.clear()
         tasks = started(run, *((jobs.echo, n) for n in range(20)), (jobs.spin,))
