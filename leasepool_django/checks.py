@@ -38,6 +38,13 @@ __all__ = ["check_deployment", "check_settings"]
 
 Messages = list[checks.CheckMessage]
 
+# By calling what is one of these.
+_BODY_IS_NOT_RUN = (
+    inspect.iscoroutinefunction,
+    inspect.isgeneratorfunction,
+    inspect.isasyncgenfunction,
+)
+
 
 def check_settings(**_options: Any) -> Messages:
     """Report every mistake in ``settings.LEASEPOOL``, and what will not work as intended."""
@@ -101,10 +108,10 @@ def _import_problems(config: AliasConfig) -> Iterator[Problem]:
             f"{where}['initializer'] = {config.options['initializer']!r} is not callable.",
             "It is the dotted path of a function that each worker calls once.",
         )
-    elif config.backend in BUILT_IN and (
-        inspect.iscoroutinefunction(initializer)
-        or inspect.isgeneratorfunction(initializer)
-        or inspect.isasyncgenfunction(initializer)
+    elif config.backend in BUILT_IN and any(
+        is_one_of(function)
+        for function in (initializer, getattr(type(initializer), "__call__", None))  # noqa: B004
+        for is_one_of in _BODY_IS_NOT_RUN
     ):
         yield Problem(
             ProblemId.BAD_INITIALIZER,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -297,8 +296,9 @@ def _runserver_reloads() -> bool:
     Its requests end with it, so nobody is left to wait for calls; and until it has ended, it goes
     on to answer requests, by old code and without the executors of async views.
     """
-    autoreload = sys.modules.get("django.utils.autoreload")
-    return autoreload is not None and os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) == "true"
+    # Django's reloader leaves the main thread to itself, and runs the server on this one. It tells
+    # the environment, too, which other processes inherit.
+    return any(thread.name == "django-main-thread" for thread in threading.enumerate())
 
 
 def _refuse_in_worker() -> None:

@@ -894,9 +894,22 @@ async def async_generator() -> AsyncIterator[None]:
 partial_generator = functools.partial(generator)
 
 
-def give_a_generator() -> Iterator[None]:
-    """Can: whatever it returns, its body has run."""
+@functools.wraps(generator)
+def wrapped_generator() -> Iterator[None]:
     return generator()
+
+
+class Generating:
+    def __call__(self) -> Iterator[None]:
+        yield
+
+
+generating = Generating()
+
+
+def give_a_generator() -> Iterator[int]:
+    """Can: whatever it returns, its body has run."""
+    return (number for number in range(3))
 
 
 class Client:

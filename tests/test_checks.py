@@ -98,7 +98,7 @@ def test_an_initializer_that_is_no_function(settings: Settings) -> None:
     assert "'tests.django_jobs.NOT_CALLABLE' is not callable" in text
 
 
-@pytest.mark.parametrize("name", ["coroutine", "generator", "async_generator"])
+@pytest.mark.parametrize("name", ["coroutine", "generator", "async_generator", "generating"])
 def test_an_initializer_whose_body_would_not_run(settings: Settings, name: str) -> None:
     path = f"tests.process_jobs.{name}"
     value = {"default": {"OPTIONS": {"initializer": path}}}

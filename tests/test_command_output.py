@@ -18,6 +18,7 @@ from django.core.management import call_command
 from django.core.management.base import OutputWrapper
 
 from leasepool_django.management.calls import Call, Outcome
+from leasepool_django.management.commands.leasepool import Command
 from leasepool_django.management.report import Report
 from tests.command_jobs import RUNNING, STARTED, nested
 from tests.test_command import (
@@ -274,6 +275,14 @@ class TestOutput:
         )
         assert not pids(tmp_path, STARTED)
 
+    def test_a_program_without_an_output_may_give_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdout", None)
+        out = io.StringIO()
+        call_command(Command(stdout=out), "run", "math.sqrt", "4")
+        assert out.getvalue().startswith("sqrt(4) = 2.0")
+
     def test_closed_errors_hide_no_results(self) -> None:
         done = run_closed(f"{JOBS}.die_on_odd", "2", "1", closed="2>&-")
         assert done.returncode == 1
@@ -318,6 +327,31 @@ class TestImpatience:
         assert process.returncode == status
         assert (out, err) == ("", line)
         wait_until(lambda: not [pid for pid in workers if exists(pid)])
+
+    def test_who_insists_ends_it_also_while_nobody_reads_what_it_writes(
+        self, tmp_path: Path
+    ) -> None:
+        """Python goes on writing after a signal, so the event loop does not turn to it."""
+        with running(f"{JOBS}.filled", "300000", "1") as process:
+            workers = wait_until(lambda: len(found := pids(tmp_path, STARTED)) == 2 and found)
+            assert workers
+            wchan = Path(f"/proc/{process.pid}/wchan")
+            wait_until(lambda: "pipe_write" in wchan.read_text(), timeout=30)
+            deadline = time.monotonic() + 30
+            while process.poll() is None and time.monotonic() < deadline:
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.2)
+            assert process.poll() == 130
+        wait_until(lambda: not [pid for pid in workers if exists(pid)])
+
+    def test_sigterm_counts_where_ctrl_c_comes_with_it(self, tmp_path: Path) -> None:
+        with running(f"{JOBS}.burn", "1") as process:
+            wait_until(lambda: pids(tmp_path, RUNNING))
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+        assert (process.returncode, err) == (143, "Terminated: the work was stopped.\n")
 
     def test_a_program_that_calls_the_command_keeps_its_handlers(self, tmp_path: Path) -> None:
         def interrupt_once_it_runs() -> None:

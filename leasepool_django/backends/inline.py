@@ -33,7 +33,7 @@ from .process.encoding import Encoder
 from .process.options import OPTIONS, make_setup
 from .process.outcomes import decode
 from .process.pickling import explain_result, shown_name
-from .process.preparation import main_module
+from .process.preparation import initialize, main_module
 from .process.remote import encode_exception, resolve
 from .process.shared import Payload, dump, load_parts
 
@@ -258,14 +258,7 @@ class InlineBackend(Encoder, Backend):
                 preload()
             else:
                 hooks.prepare(preload)
-            if setup.initializer is not None:
-                initializer: Callable[..., Any]
-                if isinstance(setup.initializer, bytes):
-                    initializer = pickle.loads(setup.initializer)
-                else:
-                    module, _, name = setup.initializer.rpartition(".")
-                    initializer = resolve(f"{module}:{name}")
-                initializer(*(pickle.loads(setup.initargs) if setup.initargs is not None else ()))
+            initialize(setup)
         finally:
             leave_thread = getattr(hooks, "leave_thread", None)
             if leave_thread is not None:

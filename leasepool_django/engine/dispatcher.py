@@ -305,10 +305,11 @@ class Dispatcher:
         """
         with self.lock:
             if waiter.state != GRANTED:
-                if waiter.state == GONE:
+                if waiter.state == GONE and waiter.error is not None:
                     waiter.wake()
                 return
             waiter.state = RUNNING
+            self._granted[waiter] = monotonic()
         if not isinstance(waiter, Call):
             waiter.wake()
         else:

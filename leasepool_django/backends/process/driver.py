@@ -622,8 +622,8 @@ class ProcessWorker(Worker):
         for call in self._untold:
             told = call.future is None or call.future.done()
             if call.home is home and call.state != GONE and not told and self._has(call):
-                call.state = DONE
                 call.error = call.error or self._death(call)
+                call.state = DONE
                 call.wake()
         self._forget(home)
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import pickle
 import runpy
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 __all__ = [
     "Setup",
     "boot_command",
     "flush_streams",
+    "initialize",
     "main_module",
     "prepare",
     "rare_collections",
@@ -156,3 +159,44 @@ def prepare(setup: Setup) -> Any:
 
         forward_logs(setup.log_level, clear=setup.clear_log_handlers)
     return hooks
+
+
+def initialize(setup: Setup) -> None:
+    """Call the user's initializer, if there is one. ``TypeError`` if that does not run its body."""
+    if setup.initializer is None:
+        return
+    initializer: Callable[..., Any]
+    if isinstance(setup.initializer, bytes):
+        initializer = pickle.loads(setup.initializer)
+    else:
+        from .remote import resolve
+
+        module, _, name = setup.initializer.rpartition(".")
+        initializer = resolve(f"{module}:{name}")
+    made = initializer(*(pickle.loads(setup.initargs) if setup.initargs is not None else ()))
+    match made:
+        case types.CoroutineType():
+            made.close()  # it will not be awaited
+            has_run = False
+        case types.GeneratorType():
+            has_run = made.gi_code not in _bodies(initializer)
+        case types.AsyncGeneratorType():
+            has_run = made.ag_code not in _bodies(initializer)
+        case _:
+            has_run = True
+    if not has_run:
+        raise TypeError(
+            "The initializer is a coroutine or generator function, whose body has not run. "
+            "Name a plain function."
+        )
+
+
+def _bodies(function: Any) -> Iterator[types.CodeType | None]:
+    """The code of ``function``, and of what it wraps."""
+    known: set[int] = set()
+    while function is not None and id(function) not in known:
+        known.add(id(function))
+        for one in (function, getattr(type(function), "__call__", None)):  # noqa: B004 - the method
+            yield getattr(one, "__code__", None)
+        wrapped = getattr(function, "__wrapped__", None)
+        function = function.func if isinstance(function, partial) else wrapped

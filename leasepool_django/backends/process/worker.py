@@ -17,8 +17,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
-from functools import partial
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, BinaryIO
 
 from ...worker import mark_worker
@@ -26,7 +24,7 @@ from . import wire
 from .carriers import Carriers
 from .errors import forget_frames, leading_frames, note
 from .link import LOST, Link
-from .preparation import Setup, flush_streams, prepare, rare_collections
+from .preparation import Setup, flush_streams, initialize, prepare, rare_collections
 from .records import forwarding
 from .shared import COPIED_WHOLE, THRESHOLD, Buffer, Payload, dump, load_parts
 from .system import (
@@ -122,35 +120,7 @@ def _begin(setup: Setup, hooks: Any) -> None:
         ask_for_time_slice(TIME_SLICE)
     if hooks is not None and setup.tests is not None:
         hooks.follow_tests(setup.tests)
-    if setup.initializer is not None:
-        initializer: Callable[..., Any]
-        if isinstance(setup.initializer, bytes):
-            initializer = pickle.loads(setup.initializer)
-        else:
-            from .remote import resolve
-
-            module, _, name = setup.initializer.rpartition(".")
-            initializer = resolve(f"{module}:{name}")
-        made = initializer(*(pickle.loads(setup.initargs) if setup.initargs is not None else ()))
-        if _has_not_run(initializer, made):
-            if isinstance(made, CoroutineType):
-                made.close()  # it will not be awaited
-            raise TypeError(
-                "The initializer is a coroutine or generator function, whose body has not run. "
-                "Name a plain function."
-            )
-
-
-def _has_not_run(function: Any, made: object) -> bool:
-    """Whether ``made`` is no result of ``function``'s body, but the body, to be run later."""
-    if isinstance(made, CoroutineType):
-        return True
-    while isinstance(function, partial):
-        function = function.func
-    code = getattr(function, "__code__", None)  # a method has that of its function
-    if isinstance(made, GeneratorType):
-        return made.gi_code is code
-    return isinstance(made, AsyncGeneratorType) and made.ag_code is code
+    initialize(setup)
 
 
 def _serve(link: Link, setup: Setup, hooks: Any) -> int:

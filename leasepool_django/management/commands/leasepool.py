@@ -3,6 +3,8 @@
 Exit status: 0 when every call succeeded, 1 when one failed or no worker could be had, 2 for a
 mistake on the command line (found before any worker starts), 130 and 143 after Ctrl-C and SIGTERM,
 141 when nobody reads the results any more.
+
+Long because what a signal does depends on what the command is about, down to each of its endings.
 """
 
 from __future__ import annotations
@@ -39,6 +41,11 @@ _USAGE_MISTAKE = 2
 _INTERRUPTED = 130
 _TERMINATED = 143
 _OUTPUT_CLOSED = 141
+
+# Seconds after the first Ctrl-C from which another one raises, where the loop has not turned to
+# that one yet, and where it has.
+_DEAF = 1.0
+_SLOW = 10.0
 
 
 class Command(BaseCommand):
@@ -145,7 +152,8 @@ class Command(BaseCommand):
 
     def handle_run(self, options: dict[str, Any]) -> None:
         """``leasepool run``: refuse what could never run, make the calls, report."""
-        if sys.stdout is None and not options.get("stdout"):
+        # Not sys.stdout: whoever calls the command may have given it another stream.
+        if self.stdout._out is None:  # private: there is no other way to ask what it writes to
             raise CommandError("The results cannot be written: standard output is closed.")
         path: str = options["function"]
         try:
@@ -272,35 +280,46 @@ class Command(BaseCommand):
     def _run_on_loop(self, work: Coroutine[Any, Any, float]) -> float:
         """Run ``work``; ``KeyboardInterrupt``, once it has ended, if signals asked for that.
 
-        Signals only ever cancel it, and only once: an exception that a signal handler raises
-        between two steps of the loop may undo one of them, and what was to follow never comes.
+        Signals cancel it, and only once: an exception that a signal handler raises between two
+        steps of the loop may undo one of them, and what was to follow never comes. Only where the
+        loop does not turn to that, as while nobody reads what it writes, one is raised.
         """
-        asked = False
+        asked_at: float | None = None
+        heard = False
 
         async def cancellable() -> float:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
 
+            def cancel_now() -> None:
+                nonlocal heard
+                heard = True
+                task.cancel()
+
             def cancel() -> None:
-                nonlocal asked
-                if not asked:
-                    asked = True
+                nonlocal asked_at
+                if asked_at is None:
+                    asked_at = time.monotonic()
                     with contextlib.suppress(RuntimeError):  # just closed
-                        loop.call_soon_threadsafe(task.cancel)
+                        loop.call_soon_threadsafe(cancel_now)
+                elif time.monotonic() - asked_at > (_SLOW if heard else _DEAF):
+                    raise KeyboardInterrupt
 
             self._cancel_calls = cancel
             return await work
 
+        main = cancellable()
         try:
-            seconds = asyncio.run(cancellable())
+            seconds = asyncio.run(main)
         except asyncio.CancelledError:
-            if not asked:
+            if asked_at is None:
                 raise
         finally:
-            if not asked:  # else more signals go on to change nothing
+            if asked_at is None:  # else more signals go on to change nothing
                 self._cancel_calls = None
-            work.close()  # if it has not begun
-        if asked:
+            for one in (main, work):
+                one.close()  # if it has not begun
+        if asked_at is not None:
             raise KeyboardInterrupt
         return seconds
 
@@ -311,7 +330,8 @@ class Command(BaseCommand):
 
         def handle(number: int, frame: FrameType | None) -> None:
             nonlocal status
-            status = status or (_INTERRUPTED if number == signal.SIGINT else _TERMINATED)
+            # SIGTERM also where both came at once, whichever is handled first.
+            status = _TERMINATED if number == signal.SIGTERM else status or _INTERRUPTED
             if self._cancel_calls is not None:
                 self._cancel_calls()
             else:
