@@ -235,6 +235,7 @@ def test_an_interruption_at_any_step_of_reading_an_outcome_leaves_nobody_waiting
 def test_an_interruption_at_any_step_of_picking_up_leaves_nobody_waiting(
     what: str,
     loop_runner: LoopRunner,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -252,10 +253,14 @@ def test_an_interruption_at_any_step_of_picking_up_leaves_nobody_waiting(
     async def trial(manager: LeasedExecutorManager, threads: ThreadPoolExecutor, step: int) -> str:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         interrupter = Interrupter(Dispatcher._pick_up, step)
-        before = threads.submit(manager.run_sync, time.sleep, 0.01)
-        await async_wait_until(lambda: manager.stats().busy_workers)
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        before = threads.submit(manager.run_sync, process_jobs.hold, folder)
+        await async_wait_until((folder / "holding").exists, timeout=20)
         task = asyncio.create_task(use(manager))
+        await async_wait_until(lambda: manager.stats().waiting == 1)
         with interrupter.at_work():
+            (folder / "go").touch()
             _, waiting = await asyncio.wait([task], timeout=10)
         assert not waiting, interrupter.where
         error = task.exception()
