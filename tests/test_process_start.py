@@ -41,9 +41,20 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- the initializer --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["coroutine", "generator", "async_generator", "partial_generator"])
-def test_an_initializer_whose_body_would_not_run_fails_the_start(name: str) -> None:
-    error = failed_start(initializer=f"tests.process_jobs.{name}")
+@pytest.mark.parametrize("backend", ["process", "inline"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coroutine",
+        "generator",
+        "async_generator",
+        "partial_generator",
+        "wrapped_generator",
+        "generating",
+    ],
+)
+def test_an_initializer_whose_body_would_not_run_fails_the_start(name: str, backend: str) -> None:
+    error = failed_start(initializer=f"tests.process_jobs.{name}", backend=backend)
     assert "The initializer is a coroutine or generator function" in str(error)
 
 

@@ -684,7 +684,8 @@ class Dispatcher:
         if self._may_be_recalled(call):
             del self._queue(call).ahead[call]
             self.counters.calls_started += 1
-        # From here on nobody else would look for it there; last, nobody would look for it here.
+        # It stays the one that was sent ahead until all else says that it runs: if a signal handler
+        # raises before, its worker still is what has it.
         call.begun = monotonic()
         slot = worker.slot
         if slot.worker is worker:
