@@ -395,6 +395,20 @@ def test_a_result_is_explained_in_the_same_way() -> None:
     )
 
 
+def test_a_worker_that_does_not_compute_searches_on() -> None:
+    """Where it is stopped, or waits for a core, as where one of the objects waits."""
+
+    class Waits:
+        def __reduce__(self) -> Any:
+            waited.append(threading.Event().wait(2 * culprit.SEARCH_SECONDS))
+            return list, ()
+
+    waited: list[bool] = []
+    error = pickling.explain_result(TypeError("no"), [Waits(), [a_lock()]], "shop.cpu.score")
+    assert waited
+    assert error.path == "result[1][0]"
+
+
 # A value with one lock in it somewhere: leaves, and what may be around them.
 leaves = st.one_of(st.none(), st.integers(), st.text(max_size=3), st.just(()), st.binary())
 names = st.from_regex(re.compile(r"[a-z]{1,5}", re.ASCII), fullmatch=True)

@@ -3,8 +3,8 @@
 ``pickle`` says which type it stumbled over, not where that was. The search goes from the arguments
 downwards, always into a part that cannot be pickled by itself either, and so ends at the culprit
 with the way to it in hand: ``kwargs['client'].pool``. It is bounded in time, because the caller's
-thread waits for it; when time is up the way is as long as it got. Texts name positions,
-attributes, keys that are identifiers, and types; never a value.
+thread waits for it, or in a worker's time of computing; when that is up the way is as long as it
+got. Texts name positions, attributes, keys that are identifiers, and types; never a value.
 """
 
 # The code of foreign objects runs here and may raise anything, which must not get further:
@@ -55,11 +55,18 @@ class _Culprit(NamedTuple):
     """Whether nothing inside it is to blame; if false, time was up or the way too long."""
 
 
-def blame(error: BaseException, sent: Sequence[Part], *, subject: str) -> NotPicklableError:
+def blame(
+    error: BaseException,
+    sent: Sequence[Part],
+    *,
+    subject: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> NotPicklableError:
     """Give the error to raise when ``sent`` could not be pickled because of ``error``.
 
     ``subject`` begins its text: "The arguments of shop.cpu.score cannot be sent to a worker".
-    Takes at most about ``SEARCH_SECONDS``, unless pickling one of the objects takes longer.
+    Takes at most about ``SEARCH_SECONDS`` by ``clock``, unless pickling one of the objects takes
+    longer.
     """
     if isinstance(error, MemoryError):
         result = NotPicklableError(
@@ -68,7 +75,7 @@ def blame(error: BaseException, sent: Sequence[Part], *, subject: str) -> NotPic
         )
         result.__cause__ = error
         return result
-    search = _Search()
+    search = _Search(clock)
     try:
         culprit = search.culprit(sent)
     except Exception:  # an object that resists; a RecursionError of a caller with little stack left
@@ -108,8 +115,9 @@ class _Nowhere:
 class _Probe(pickle.Pickler):
     """Pickles into nowhere, copying as little as possible, until the deadline."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, clock: Callable[[], float], deadline: float) -> None:
         super().__init__(_Nowhere(), 5, buffer_callback=lambda _: None)
+        self._clock = clock
         self._deadline = deadline
         self._until_look = 1
 
@@ -117,7 +125,7 @@ class _Probe(pickle.Pickler):
         self._until_look -= 1
         if not self._until_look:
             self._until_look = _OBJECTS_BETWEEN_LOOKS
-            if time.perf_counter() > self._deadline:
+            if self._clock() > self._deadline:
                 raise _OutOfTimeError
 
     def reducer_override(self, obj: object) -> Any:
@@ -133,8 +141,9 @@ class _Parts(NamedTuple):
 
 
 class _Search:
-    def __init__(self) -> None:
-        self._deadline = time.perf_counter() + SEARCH_SECONDS
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._deadline = clock() + SEARCH_SECONDS
         self._entered: set[int] = set()
         self._kept: list[object] = []  # objects made for the search, so that no id is used twice
         self.furthest: _Culprit | None = None
@@ -187,7 +196,7 @@ class _Search:
 
     def _error(self, value: object) -> BaseException | None:
         try:
-            _Probe(self._deadline).dump(value)
+            _Probe(self._clock, self._deadline).dump(value)
         except (_OutOfTimeError, KeyboardInterrupt):
             raise
         except BaseException as error:
