@@ -124,11 +124,18 @@ def test_there_must_not_be_more_pools_at_least_than_at_most() -> None:
         LeasedExecutorManager(backend="thread", min_pools=3, max_pools=2)
 
 
-def test_log_forwarding_is_asked_for_in_one_way() -> None:
-    with pytest.raises(TypeError, match="either process_logging or forward_process_logs"):
-        LeasedExecutorManager(
-            max_pools=1, process_logging=ProcessLoggingConfig(), forward_process_logs=True
-        )
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("forward_process_logs", True),
+        ("process_log_level", "DEBUG"),
+        ("process_log_target_logger", "workers"),
+        ("clear_process_log_handlers", False),
+    ],
+)
+def test_log_forwarding_is_asked_for_in_one_way(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"either process_logging or {name}, not both"):
+        LeasedExecutorManager(max_pools=1, process_logging=ProcessLoggingConfig(), **{name: value})
     LeasedExecutorManager(max_pools=1, process_logging=ProcessLoggingConfig())
 
 

@@ -81,6 +81,7 @@ def test_records_are_handled_before_the_result_arrives(
     for record in collected.records:
         assert record.name == "tests.worker"
         assert record.process == worker
+        assert record.processName == "leasepool-worker"
         assert record.funcName == "log"
         assert record.pathname == jobs.__file__
 
@@ -229,7 +230,7 @@ import logging, sys
 from leasepool_django.backends.process.records import forward_logs
 if sys.argv[1] != "none":
     logging.basicConfig(format="%(message)s")
-forward_logs(logging.INFO, clear=sys.argv[1] == "clear")
+forward_logs(logging.INFO, clear=sys.argv[1] == "clear", manager="leasepool")
 logging.getLogger("preload").info("nothing")
 logging.getLogger("preload").warning("once")
 """

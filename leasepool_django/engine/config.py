@@ -41,6 +41,16 @@ class ProcessLoggingConfig:
     target_logger: logging.Logger | str | None = None
     clear_child_handlers: bool = True
 
+    def differing(self, other: ProcessLoggingConfig) -> list[str]:
+        """Give the manager's arguments in which this differs from ``other``."""
+        names = {
+            "enabled": "forward_process_logs",
+            "level": "process_log_level",
+            "target_logger": "process_log_target_logger",
+            "clear_child_handlers": "clear_process_log_handlers",
+        }
+        return [name for key, name in names.items() if getattr(self, key) != getattr(other, key)]
+
 
 def positive_int(name: str, value: Any) -> int:
     """Return ``value`` if it is a true integer above zero; ``TypeError``/``ValueError`` if not."""

@@ -81,15 +81,16 @@ class LeasedExecutorManager:
         shutdown_grace_seconds: float = 10.0,
         **executor_kwargs: Any,
     ) -> None:
+        single = ProcessLoggingConfig(
+            enabled=forward_process_logs,
+            level=process_log_level,
+            target_logger=process_log_target_logger,
+            clear_child_handlers=clear_process_log_handlers,
+        )
         if process_logging is None:
-            process_logging = ProcessLoggingConfig(
-                enabled=forward_process_logs,
-                level=process_log_level,
-                target_logger=process_log_target_logger,
-                clear_child_handlers=clear_process_log_handlers,
-            )
-        elif forward_process_logs:
-            raise TypeError("Give either process_logging or forward_process_logs, not both.")
+            process_logging = single
+        elif differing := single.differing(ProcessLoggingConfig(enabled=False)):
+            raise TypeError(f"Give either process_logging or {differing[0]}, not both.")
         self._config = config = ManagerConfig(
             max_pools=max_pools,
             min_pools=min_pools,

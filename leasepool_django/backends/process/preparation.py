@@ -157,7 +157,7 @@ def prepare(setup: Setup) -> Any:
     if setup.log_level is not None:
         from .records import forward_logs
 
-        forward_logs(setup.log_level, clear=setup.clear_log_handlers)
+        forward_logs(setup.log_level, clear=setup.clear_log_handlers, manager=setup.name)
     return hooks
 
 

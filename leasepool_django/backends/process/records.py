@@ -34,10 +34,12 @@ class ForwardHandler(logging.Handler):
 
     ``link`` is set in each worker. In the fork server, where only a thread that a preload module
     has started could log, records go where those go for which no handler is configured, if this is
-    the ``only`` one.
+    the ``only`` one. ``worker`` is what records have for the name of their process, which for
+    ``logging`` is the main one of the interpreter, as it is in the process that handles them.
     """
 
     link: Link | None = None
+    worker = ""
     only = True
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -48,6 +50,8 @@ class ForwardHandler(logging.Handler):
             return
         if os.getpid() != self.link.pid:
             return  # a child of the user's making has no line to the parent
+        if record.processName == "MainProcess":
+            record.processName = self.worker
         try:
             self.link.send(wire.frame(wire.LOG, encode_record(record)))
         except OSError as error:
@@ -59,12 +63,15 @@ class ForwardHandler(logging.Handler):
 forwarding = ForwardHandler()
 
 
-def forward_logs(level: int, *, clear: bool) -> None:
+def forward_logs(level: int, *, clear: bool, manager: str) -> None:
     """Send the records of every logger by ``forwarding``, and with ``clear`` nowhere else.
+
+    ``manager`` is the name of the manager, after which its workers are called.
 
     Once, before workers are forked: to go through the loggers takes as long as a tenth of a start.
     """
     root = logging.getLogger()
+    forwarding.worker = f"{manager}-worker"
     forwarding.only = clear or not root.handlers
     loggers = [logging.getLogger(name) for name in list(root.manager.loggerDict)]
     for logger in loggers:
