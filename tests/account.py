@@ -519,7 +519,7 @@ class Account(RuleBasedStateMachine):
                     assert slot.call.worker is slot.worker
                     assert slot.call.lease is lease
                 elif lease is not None:
-                    assert lease.open or out_of_service
+                    assert lease.open or (slot.worker is not None and slot.worker.leaving)
                     assert slot not in pool.idle
         for lease in self.dispatcher.leases:
             assert lease.open

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from leasepool_django import LeasedExecutorManager, LeasePoolNotStartedError, WorkerStartError
+from leasepool_django.backends.process.driver import ProcessWorker
 from tests import process_jobs as jobs
 from tests.conftest import HAS_UVLOOP
 from tests.waiting import wait_until
@@ -32,6 +33,7 @@ __all__ = [
     "run_program",
     "running",
     "start_program",
+    "workers_of",
 ]
 
 ROOT = Path(__file__).parents[1]
@@ -200,3 +202,13 @@ def run_program(
     # In development mode asyncio reports steps that took long, which says something of the machine.
     err = "".join(line for line in err.splitlines(True) if not line.startswith("Executing <"))
     return subprocess.CompletedProcess(program.args, program.returncode, out, err)
+
+
+def workers_of(manager: LeasedExecutorManager) -> list[ProcessWorker]:
+    """Give the workers of all pools, which must be there."""
+    found: list[ProcessWorker] = []
+    for pool in manager._supervisor.dispatcher.line.pools:
+        for slot in pool.slots:
+            assert isinstance(slot.worker, ProcessWorker)
+            found.append(slot.worker)
+    return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterator
+from functools import partial
 from time import monotonic, thread_time
 from typing import Any
 
@@ -101,6 +102,70 @@ def test_giving_up_a_call_whose_worker_has_died_stops_nobody_elses(account: Acco
     account.given_up.add(first)
     assert not worker_of(other).leaving
     assert worker_of(other).call is other
+
+
+def test_a_lease_that_is_over_has_no_place_whose_worker_is_still_to_come(account: Account) -> None:
+    lease = ask_for_lease(account).lease
+    assert lease is not None
+    pools = account.dispatcher.line.pools
+    slot = pools[0].slots[0]
+    assert isinstance(slot.worker, StandIn)
+    account.workers.remove(slot.worker)
+    assert account.dispatcher.slot_gone(slot)
+    assert [pool.in_use for pool in pools] == [True]
+    assert account.dispatcher.release(lease)
+    assert [pool.in_use for pool in pools] == [False]
+    account.start(slot)
+    assert len(pools[0].idle) == WORKERS
+
+
+def test_those_who_were_sent_ahead_want_another_pool_as_well(account: Account) -> None:
+    for _ in range(WORKERS * 2):
+        ask(account)
+    account.look_ahead(go_on=False, full=False, old=False)
+    account.grow()
+    account.start(account.vacant()[0])
+    line = account.dispatcher.line
+    assert (len(line.ahead), len(line.waiting)) == (WORKERS - 1, 0)
+    assert account.wants_growth()
+
+
+@pytest.mark.parametrize("end", ["retires", "dies", "is given up", "is late", "died before"])
+def test_who_was_sent_ahead_is_not_begun_before_one_that_came_earlier_and_came_back(
+    account: Account, end: str
+) -> None:
+    running = [ask(account) for _ in range(WORKERS)]
+    waiting = [ask(account) for _ in range(WORKERS + 1)]
+    # The first to be sent another call is the last that was given one.
+    *others, worker = map(worker_of, running)
+    call = running[-1]
+    if end == "died before":  # its call, and could not read this one
+        for other in others:
+            account.dispatcher.look_ahead(other, account.loops[0])
+        worker.dead, worker.call = True, None
+        account.begun.remove(call)
+        waiting.insert(0, call)
+        assert account.dispatcher.call_undelivered(worker, call)
+    else:
+        account.look_ahead(go_on=False, full=False, old=False)
+        assert [one.ahead for one in waiting] == [worker, *others, None]
+    match end:
+        case "retires":
+            worker.dead = True
+            account.end_call(worker, retiring=True, takes_ahead=False)
+        case "dies":
+            worker.dead = True
+            account.dispatcher.worker_dead(worker)
+        case "is given up":
+            account.given_up.add(call)
+            assert account.dispatcher.abandon(call) is worker
+            worker.kill(asyncio.CancelledError)
+        case "is late":
+            worker.deadline = monotonic()
+            assert account.dispatcher.look(monotonic()).overdue == [(worker, call)]
+            worker.kill(partial(CallTimeoutError, "late"))
+    assert list(account.dispatcher.line.waiting) == waiting
+    assert not account.have_more()
 
 
 def test_the_end_of_a_dead_workers_call_leaves_its_successor_alone(account: Account) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -37,7 +38,7 @@ from leasepool_django.engine.dispatcher import Dispatcher
 from leasepool_django.engine.line import Call
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
-from tests.process_pools import assert_full_capacity, running, wait_all_idle
+from tests.process_pools import assert_full_capacity, running, wait_all_idle, workers_of
 from tests.waiting import async_wait_until
 
 pytestmark = pytest.mark.skipif(not tray.SUPPORTED, reason="nothing is sent ahead here")
@@ -134,6 +135,36 @@ def test_nor_are_large_ones(seen: Counter[str], loop_runner: LoopRunner) -> None
         seen.clear()
         loop_runner(calls())
     assert not seen["put_ahead"]
+
+
+def test_nor_are_any_behind_one_that_is_not_all_sent(
+    loop_runner: LoopRunner, always: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsent: list[bool] = []
+    may_put_ahead = ProcessWorker.may_put_ahead
+
+    def watched(worker: ProcessWorker, call: Call) -> bool:
+        may = may_put_ahead(worker, call)
+        if worker._unsent:
+            unsent.append(may)
+        return may
+
+    async def calls() -> list[Any]:
+        echoes = (manager.run(jobs.echo, number) for number in range(40))
+        return await asyncio.gather(*(one for echo in echoes for one in (with_data(), echo)))
+
+    async def with_data() -> int:
+        return int(await manager.run(len, data))
+
+    monkeypatch.setattr(ProcessWorker, "may_put_ahead", watched)
+    data = bytes(60_000)
+    with running(1) as manager:
+        (worker,) = workers_of(manager)
+        worker.channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least there is
+        answers = loop_runner(calls())
+    assert answers == [one for number in range(40) for one in (len(data), number)]
+    assert unsent
+    assert not any(unsent)
 
 
 def test_each_runs_at_most_once_though_workers_are_killed(

@@ -21,7 +21,7 @@ from leasepool_django.backends.process import turns
 from leasepool_django.backends.process.driver import ProcessWorker
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
-from tests.process_pools import assert_full_capacity, running
+from tests.process_pools import assert_full_capacity, running, workers_of
 from tests.process_table import fork_servers
 from tests.waiting import async_wait_until, wait_until
 
@@ -42,15 +42,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(turns, "monotonic", clock)
     return clock
-
-
-def workers_of(manager: LeasedExecutorManager) -> list[ProcessWorker]:
-    found: list[ProcessWorker] = []
-    for pool in manager._supervisor.dispatcher.line.pools:
-        for slot in pool.slots:
-            assert isinstance(slot.worker, ProcessWorker)
-            found.append(slot.worker)
-    return found
 
 
 def readable(worker: ProcessWorker) -> bool:
@@ -203,6 +194,24 @@ def test_a_loop_that_is_closed_with_outcomes_unread_can_be_forgotten(
         return not any(one() for one in known)
 
     wait_until(gone)
+
+
+def test_a_worker_keeps_no_loops_that_were_closed_before_its_last_one(
+    loop_runner: LoopRunner,
+) -> None:
+    def used() -> weakref.ref[asyncio.AbstractEventLoop]:
+        loop = loop_runner.new_event_loop()
+        loop.run_until_complete(manager.run(jobs.echo, 1))
+        loop.close()
+        return weakref.ref(loop)
+
+    def left() -> int:
+        gc.collect()
+        return sum(one() is not None for one in loops)
+
+    with running(1) as manager:
+        loops = [used() for _ in range(5)]
+        wait_until(lambda: left() <= 1)
 
 
 def test_each_caller_gets_its_own_answer(loop_runner: LoopRunner, clock: Clock) -> None:

@@ -281,7 +281,7 @@ class Dispatcher:
                 assert isinstance(waiter, Request)
                 waiter.lease = self._lease(waiter, slots)
                 self._grant(waiter, wakes)
-        if self.line.waiting:
+        if len(self.line):
             self._want_pool()
 
     def _wake(self, wakes: list[Waiter]) -> None:
@@ -397,9 +397,10 @@ class Dispatcher:
             slot.call = None
             if self.closed is not None:
                 self._idle_while_closed()
-            if worker.leaving:
-                return None
             lease = slot.lease
+            if worker.leaving:
+                self._keep_order(self.line if lease is None else lease)
+                return None
             following: Waiter | None = None
             if lease is not None and lease.open:
                 if lease.ahead:
@@ -463,6 +464,7 @@ class Dispatcher:
             else:
                 self.line.rejoin(call)
                 self._serve(wakes)
+            self._keep_order(self._queue(call))
         self._tell_waiters(wakes)
         self._limit_wait(call)
         return True
@@ -536,7 +538,7 @@ class Dispatcher:
                 pool.slots.remove(slot)
                 if not pool.slots and pool in self.line.pools:
                     self.line.pools.remove(pool)
-                    if self.line.waiting:
+                    if len(self.line):
                         self._want_pool()
                 return False
             return True
@@ -567,18 +569,17 @@ class Dispatcher:
             queue: Queue[Any]
             if lease is None:
                 queue, workers = self.line, self.line.workers
-                if slot.pool.closing:
-                    return
             elif lease.open:
                 queue, workers = lease, lease.workers
             else:
                 return
-            if queue.ahead:
-                self._recall_for(queue, has_other=True)
+            recalled = bool(queue.ahead) and self._recall_for(queue, has_other=True)
             if len(queue) >= workers and queue.waiting:
                 call = next(iter(queue.waiting))
                 if isinstance(call, Call) and call.home is home and worker.may_put_ahead(call):
                     self._send_ahead(worker, call)
+            if recalled:
+                self._keep_order(queue)
 
     def _send_ahead(self, worker: Worker, call: Call) -> None:
         """Under the lock: ``call``, the first of its line, goes to ``worker``.
@@ -602,10 +603,12 @@ class Dispatcher:
         """See ``Host.worker_dead``."""
         wakes: list[Waiter] = []
         with self.lock:
-            if worker.ahead is None:
+            call = worker.ahead
+            if call is None:
                 return
             self._recall(worker)
             self._serve(wakes)
+            self._keep_order(self._queue(call))
         self._wake(wakes)
 
     def _recall(self, worker: Worker) -> bool:
@@ -663,19 +666,31 @@ class Dispatcher:
                 return True
         return False
 
-    def _recall_for(self, queue: Queue[Any], *, has_other: bool) -> None:
+    def _recall_for(self, queue: Queue[Any], *, has_other: bool) -> bool:
         """Under the lock: a worker has time for the first of ``queue`` that was sent ahead.
 
         ``has_other``: and for another that stands there. Then it is recalled only if the call
-        before it takes so long that it would be overtaken by many.
+        before it takes so long that it would be overtaken by many. False if none was recalled.
         """
         worker = next(iter(queue.ahead)).ahead
         assert worker is not None
         before = worker.slot.call
         if not has_other:
-            self._recall_first(queue)
-        elif before is None or monotonic() - before.begun > self.ahead_seconds:
-            self._recall(worker)
+            return self._recall_first(queue)
+        if before is None or monotonic() - before.begun > self.ahead_seconds:
+            return self._recall(worker)
+        return False
+
+    def _keep_order(self, queue: Queue[Any]) -> None:
+        """Under the lock: one that had left ``queue`` may stand there again, without a worker.
+
+        Who came later and was sent ahead stands behind it again, where not begun yet.
+        """
+        first = next(iter(queue.waiting), None)
+        if first is not None and queue.ahead:
+            for call in [one for one in queue.ahead if one.since > first.since]:
+                assert call.ahead is not None
+                self._recall(call.ahead)
 
     def _promote(self, worker: Worker) -> Call:
         """Under the lock: the worker has finished its call, and goes on with what it has."""
@@ -730,6 +745,7 @@ class Dispatcher:
                     assert worker is not None
                     if self._recall(worker):
                         worker.leaving = True
+                        self._keep_order(self._queue(waiter))
                     else:
                         worker = None  # it has finished, and is at another call
                 else:
@@ -1023,6 +1039,7 @@ class Dispatcher:
                                 late = False
                         if late or closed:
                             worker.leaving = True
+                            self._keep_order(self.line if slot.lease is None else slot.lease)
                             (overdue if late else lost).append((worker, call))
                         elif deadline is not None:
                             due = min(due, deadline)
