@@ -56,8 +56,11 @@ class StandIn(Worker):
     """A worker that runs nothing. ``dead``: its process has ended, and nobody may know yet.
 
     ``tray``: the call that was sent ahead and not taken; ``unread``: the one that it has finished,
-    and has begun that one after, which nobody has been told yet.
+    and has begun that one after, which nobody has been told yet. ``answered``: it has finished its
+    call, likewise.
     """
+
+    answered = False
 
     def __init__(self, dispatcher: Dispatcher, slot: Slot, begun: list[Call]) -> None:
         self.slot = slot
@@ -111,6 +114,9 @@ class StandIn(Worker):
             taken.append(b"")
             self.tray = None
 
+    def has_answered(self) -> bool:
+        return self.answered
+
     def is_left(self) -> bool:
         """Whether the one sent ahead is still there; now it is not."""
         taken: list[bytes] = []
@@ -120,6 +126,7 @@ class StandIn(Worker):
     def go_on(self) -> None:
         """The process finishes its call and takes the next from its tray."""
         assert self.tray is not None
+        self.answered = False
         self.unread, self.call = self.call, None
         following, self.tray = self.tray, None
         self.take(following)
@@ -291,8 +298,10 @@ class Account(RuleBasedStateMachine):
     def give_up(self, data: st.DataObject) -> None:
         waiter = data.draw(st.sampled_from(self.may_give_up()))
         self.given_up.add(waiter)
+        answered = isinstance(waiter, Call) and waiter.worker and waiter.worker.has_answered()
         worker = self.dispatcher.abandon(waiter)
         if worker is not None:
+            assert waiter.home is None or not answered, "its worker is free"
             assert isinstance(worker, StandIn)
             assert worker.call is waiter, "nobody else's call is stopped"
             worker.kill(asyncio.CancelledError)
@@ -334,7 +343,8 @@ class Account(RuleBasedStateMachine):
         due = self.dispatcher.look(time.monotonic() + PICKUP_SECONDS)
         for worker, call in due.overdue + due.lost:
             assert call.home is not None
-            assert call.home.is_closed()
+            # Or it had ended already when it was given up, and its loop has still not read that.
+            assert call.home.is_closed() or call in self.given_up
             worker.kill(lambda: WorkerCrashedError("overdue"))
         assert all(waiter.state == GONE for waiter in stopped)
         assert not due.soft
@@ -352,6 +362,7 @@ class Account(RuleBasedStateMachine):
 
     def end_call(self, worker: StandIn, *, retiring: bool, takes_ahead: bool = True) -> None:
         """Somebody reads what the worker has said, or that its process has ended."""
+        worker.answered = False
         call, worker.unread = worker.unread, None
         if call is not None:
             retiring, takes_ahead = False, True
@@ -388,6 +399,13 @@ class Account(RuleBasedStateMachine):
         worker = data.draw(st.sampled_from([one for one in self.busy() if not one.dead]))
         worker.dead = worker.dead or (retiring and worker.unread is None)
         self.end_call(worker, retiring=retiring, takes_ahead=plain and not retiring)
+
+    @precondition(lambda self: any(not worker.dead for worker in self.busy()))
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        """A worker has finished its call, and its loop has not read that yet."""
+        worker = data.draw(st.sampled_from([one for one in self.busy() if not one.dead]))
+        worker.answered = True
 
     def have_more(self) -> list[StandIn]:
         """The workers that may go on by themselves."""

@@ -69,6 +69,12 @@ def hold(folder: Path, name: str = "holding") -> int:
     return os.getpid()
 
 
+def after(path: Path, function: Callable[..., Any], *args: Any) -> Any:
+    """Wait for ``path``, and call the function."""
+    wait_until(path.exists, timeout=20)
+    return function(*args)
+
+
 def spin(path: Path | None = None) -> NoReturn:
     """Use a whole core, for ever."""
     if path is not None:

@@ -363,9 +363,9 @@ def test_the_search_ends_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def search(seconds: float) -> tuple[float, NotPicklableError]:
         monkeypatch.setattr(culprit, "SEARCH_SECONDS", seconds)
-        start = time.perf_counter()
+        start = time.thread_time()
         error = explained(jobs.plain, 1, jobs.Holder(rest=large, lock=a_lock()))
-        return time.perf_counter() - start, error
+        return time.thread_time() - start, error
 
     for_long, found = search(1000)
     assert found.path == "args[1].lock"
@@ -395,7 +395,7 @@ def test_a_result_is_explained_in_the_same_way() -> None:
     )
 
 
-def test_a_worker_that_does_not_compute_searches_on() -> None:
+def test_a_thread_that_does_not_compute_searches_on() -> None:
     """Where it is stopped, or waits for a core, as where one of the objects waits."""
 
     class Waits:

@@ -125,6 +125,13 @@ class Worker(ABC):
         lock. May be done again, after it was interrupted, with the same list.
         """
 
+    def has_answered(self) -> bool:
+        """Whether the function has ended, and the loop of its call has not read that yet.
+
+        On any thread.
+        """
+        return False
+
     def ending(self) -> tuple[str, dict[str, Any]]:
         """How its process ended by itself: for the end of a sentence, and as facts."""
         return "", {}

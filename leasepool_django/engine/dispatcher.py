@@ -743,7 +743,9 @@ class Dispatcher:
                     self.counters.calls_abandoned += 1
                     worker = waiter.worker
                     assert worker is not None
-                    if self._recall(worker):
+                    if waiter.home is not None and worker.has_answered():
+                        worker = None  # it has finished, and is free when its loop has read that
+                    elif self._recall(worker):
                         worker.leaving = True
                         self._keep_order(self._queue(waiter))
                     else:
@@ -1027,6 +1029,11 @@ class Dispatcher:
                     ):
                         deadline = worker.deadline
                         late = deadline is not None and deadline <= now
+                        if late and worker.ahead is None and worker.has_answered():
+                            # Its loop is busy, and is given time to read that.
+                            assert deadline is not None
+                            deadline += PICKUP_SECONDS
+                            late = deadline <= now
                         closed = call.home is not None and call.home.is_closed()
                         if (late or closed) and not self._recall(worker) and not closed:
                             # Its loop has not read the outcome yet. Another call is running.

@@ -2,9 +2,10 @@
 
 ``pickle`` says which type it stumbled over, not where that was. The search goes from the arguments
 downwards, always into a part that cannot be pickled by itself either, and so ends at the culprit
-with the way to it in hand: ``kwargs['client'].pool``. It is bounded in time, because the caller's
-thread waits for it, or in a worker's time of computing; when that is up the way is as long as it
-got. Texts name positions, attributes, keys that are identifiers, and types; never a value.
+with the way to it in hand: ``kwargs['client'].pool``. Its time of computing is bounded, because the
+caller's thread waits for it; when that is up the way is as long as it got. A thread that is stopped
+for a while, or waits for a core, finds as much as any other. Texts name positions, attributes, keys
+that are identifiers, and types; never a value.
 """
 
 # The code of foreign objects runs here and may raise anything, which must not get further:
@@ -55,18 +56,11 @@ class _Culprit(NamedTuple):
     """Whether nothing inside it is to blame; if false, time was up or the way too long."""
 
 
-def blame(
-    error: BaseException,
-    sent: Sequence[Part],
-    *,
-    subject: str,
-    clock: Callable[[], float] = time.perf_counter,
-) -> NotPicklableError:
+def blame(error: BaseException, sent: Sequence[Part], *, subject: str) -> NotPicklableError:
     """Give the error to raise when ``sent`` could not be pickled because of ``error``.
 
     ``subject`` begins its text: "The arguments of shop.cpu.score cannot be sent to a worker".
-    Takes at most about ``SEARCH_SECONDS`` by ``clock``, unless pickling one of the objects takes
-    longer.
+    Computes for at most about ``SEARCH_SECONDS``, unless pickling one of the objects takes longer.
     """
     if isinstance(error, MemoryError):
         result = NotPicklableError(
@@ -75,7 +69,7 @@ def blame(
         )
         result.__cause__ = error
         return result
-    search = _Search(clock)
+    search = _Search()
     try:
         culprit = search.culprit(sent)
     except Exception:  # an object that resists; a RecursionError of a caller with little stack left
@@ -115,9 +109,8 @@ class _Nowhere:
 class _Probe(pickle.Pickler):
     """Pickles into nowhere, copying as little as possible, until the deadline."""
 
-    def __init__(self, clock: Callable[[], float], deadline: float) -> None:
+    def __init__(self, deadline: float) -> None:
         super().__init__(_Nowhere(), 5, buffer_callback=lambda _: None)
-        self._clock = clock
         self._deadline = deadline
         self._until_look = 1
 
@@ -125,7 +118,7 @@ class _Probe(pickle.Pickler):
         self._until_look -= 1
         if not self._until_look:
             self._until_look = _OBJECTS_BETWEEN_LOOKS
-            if self._clock() > self._deadline:
+            if time.thread_time() > self._deadline:
                 raise _OutOfTimeError
 
     def reducer_override(self, obj: object) -> Any:
@@ -141,9 +134,8 @@ class _Parts(NamedTuple):
 
 
 class _Search:
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._deadline = clock() + SEARCH_SECONDS
+    def __init__(self) -> None:
+        self._deadline = time.thread_time() + SEARCH_SECONDS
         self._entered: set[int] = set()
         self._kept: list[object] = []  # objects made for the search, so that no id is used twice
         self.furthest: _Culprit | None = None
@@ -196,7 +188,7 @@ class _Search:
 
     def _error(self, value: object) -> BaseException | None:
         try:
-            _Probe(self._clock, self._deadline).dump(value)
+            _Probe(self._deadline).dump(value)
         except (_OutOfTimeError, KeyboardInterrupt):
             raise
         except BaseException as error:

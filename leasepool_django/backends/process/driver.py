@@ -45,6 +45,7 @@ HANG_UP_SECONDS = 0.5  # how long a worker may live on after closing its socket
 EAGER_CALLS = 32
 # After so many attempts in vain only one call in as many makes another: each is a system call.
 EAGER_MISSES = 8
+PEEKED = 1 << 18  # bytes looked at; a socket holds fewer
 _REQUESTS = frozenset({wire.NEED, wire.FETCH})
 _OUTCOMES = frozenset({wire.RESULT, wire.ERROR, wire.RESULT_PARTS, wire.RESULT_SHARED})
 
@@ -190,6 +191,23 @@ class ProcessWorker(Worker):
         """Whether the kernel says that the process has ended, reported or not."""
         with self._lock:
             return self._ended.is_set() or (self.pidfd is not None and has_ended(self.pidfd))
+
+    def has_answered(self) -> bool:
+        """See ``Worker.has_answered``. Looks without receiving: others may be about to receive."""
+        with self._lock:
+            if self._ended.is_set() or not self.reader.between_frames:
+                return False
+            try:
+                data = memoryview(self.channel.recv(PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            except OSError:
+                return False
+        while len(data) >= wire.HEADER_SIZE:  # log records may come first
+            (head,) = wire.unpack_from(data)
+            kind = head & wire.LARGEST_KIND
+            if kind == wire.NEED or kind & wire.PLAIN in _OUTCOMES:
+                return True
+            data = data[wire.HEADER_SIZE + (head >> 8) :]
+        return False
 
     def receive_frames(self) -> list[tuple[int, bytes | bytearray]] | None:
         """Receive once; the frames that completes, or ``None`` at the end of the stream."""
@@ -578,6 +596,11 @@ class ProcessWorker(Worker):
                 self._outbox.offer_arguments()
             else:
                 assert self._call is not None
+                if self.deadline is not None and self.deadline <= (now := monotonic()):
+                    # The function has ended in time; it was this loop that was late.
+                    assert self._call.timeout is not None
+                    self.deadline = now + self._call.timeout
+                    self._host.housekeeper.wake_by(self.deadline)
                 by_socket = type(self._call.payload) is bytes
                 self._outbox.offer_results(size, arguments_idle=by_socket)
         except OSError:

@@ -12,7 +12,6 @@ import importlib
 import inspect
 import pickle
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import (
     BuiltinFunctionType,
@@ -140,15 +139,11 @@ def refused(
 
 
 def explain_result(error: BaseException, result: object, function: str) -> NotPicklableError:
-    """Give the error to raise when a result could not be pickled because of ``error``.
-
-    A worker that is stopped for a while, or waits for a core, finds as much as any other.
-    """
+    """Give the error to raise when a result could not be pickled because of ``error``."""
     return blame(
         error,
         [Part("result", result)],
         subject=f"The result of {function} cannot be sent back from the worker",
-        clock=time.thread_time,
     )
 
 
