@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from leasepool_django.engine import housekeeper as housekeeper_module
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
 from tests.process_pools import running, workers_of
-from tests.waiting import wait_until
+from tests.waiting import async_wait_until, wait_until
 
 LIMIT = 0.5  # seconds a call may run
 
@@ -76,6 +77,31 @@ def test_a_time_limit_that_is_over_since(
         got = loop_runner(calls())
         assert got == (pid if answer is None else answer)
         assert manager.run_sync(os.getpid) == pid
+        assert manager.stats().workers_killed == 0
+
+
+def test_what_is_left_to_do_once_its_loop_goes_on(
+    loop_runner: LoopRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A large result has to be put where the loop says; that takes its time on a busy machine."""
+    monkeypatch.setattr(housekeeper_module, "TICK", 0.02)
+    go = tmp_path / "go"
+    limit = 2.0
+
+    async def calls() -> Any:
+        task = begun(manager, jobs.after, go, bytes, 5_000_000)
+        await asyncio.sleep(0)
+        block(manager, go, limit)
+        (worker,) = workers_of(manager)
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+        await async_wait_until(lambda: not worker.has_answered())
+        await asyncio.wait([task], timeout=0.1)  # as long as some ticks
+        os.kill(worker.pid, signal.SIGCONT)
+        return await task
+
+    with running(call_timeout=limit) as manager:
+        assert loop_runner(calls()) == bytes(5_000_000)
         assert manager.stats().workers_killed == 0
 
 
