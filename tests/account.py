@@ -61,6 +61,8 @@ class StandIn(Worker):
     """
 
     answered = False
+    # After one was taken back none is sent ahead until a call that was given later has ended.
+    barred: Call | bool = False
 
     def __init__(self, dispatcher: Dispatcher, slot: Slot, begun: list[Call]) -> None:
         self.slot = slot
@@ -81,6 +83,8 @@ class StandIn(Worker):
         assert call.state == RUNNING
         assert call.worker is self
         assert self.call is None, "a worker runs one call at a time"
+        if self.barred is True:
+            self.barred = call
         if self.dead:
             if not self._dispatcher.call_undelivered(self, call):
                 call.error = self.error()
@@ -100,7 +104,7 @@ class StandIn(Worker):
     def may_put_ahead(self, call: Call) -> bool:
         assert self.call is not None, "it would be begun before its turn"
         assert self.call.home is call.home
-        return not self.dead
+        return not self.dead and not self.barred
 
     def put_ahead(self, call: Call) -> bool:
         assert self.tray is None
@@ -113,6 +117,7 @@ class StandIn(Worker):
         if self.tray is not None:
             taken.append(b"")
             self.tray = None
+            self.barred = True
 
     def has_answered(self) -> bool:
         return self.answered
@@ -369,6 +374,8 @@ class Account(RuleBasedStateMachine):
         else:
             call, worker.call = worker.call, None
         assert call is not None
+        if worker.barred is call:
+            worker.barred = False
         following = self.dispatcher.call_ended(
             worker, call, call.home, retiring=retiring, takes_ahead=takes_ahead
         )

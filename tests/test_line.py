@@ -20,7 +20,17 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from leasepool_django.engine.dispatcher import MAX_DELIVERIES
 from leasepool_django.engine.lease import LeaseState
-from leasepool_django.engine.line import DONE, GONE, GRANTED, RUNNING, WAITING, Call, Pool, Request
+from leasepool_django.engine.line import (
+    DONE,
+    GONE,
+    GRANTED,
+    RUNNING,
+    WAITING,
+    Call,
+    Pool,
+    Request,
+    Waiter,
+)
 from leasepool_django.exceptions import (
     CallTimeoutError,
     LeaseExpiredError,
@@ -166,6 +176,45 @@ def test_who_was_sent_ahead_is_not_begun_before_one_that_came_earlier_and_came_b
             worker.kill(partial(CallTimeoutError, "late"))
     assert list(account.dispatcher.line.waiting) == waiting
     assert not account.have_more()
+
+
+def test_nor_before_one_that_came_back_while_an_earlier_one_was_served(account: Account) -> None:
+    """A worker that has to settle something takes no call from its tray, nor another one there."""
+    running = fill_all(account)[:4]
+    waiting = [ask(account) for _ in range(2 * len(account.workers))]
+    first, middle, last = (worker_of(call) for call in running[:3])
+    for worker in (first, middle, last):
+        account.dispatcher.look_ahead(worker, account.loops[0])
+    assert [worker.tray for worker in (first, middle, last)] == waiting[:3]
+    running[0].begun -= 2 * account.dispatcher.ahead_seconds  # it takes so long
+    account.end_call(middle, retiring=False, takes_ahead=False)
+    assert middle.call is waiting[0]
+    assert middle.barred is waiting[0]
+    assert list(account.dispatcher.line.waiting) == waiting[1:]
+
+
+def test_a_time_limit_that_was_over_while_a_dead_worker_was_granted_holds(account: Account) -> None:
+    def late() -> LeaseTimeoutError:
+        return LeaseTimeoutError("late")
+
+    def time_out(waiter: Waiter, seconds: float) -> None:
+        account.dispatcher.leave(waiter, late)
+
+    account.dispatcher.time_out = time_out
+    running = fill_all(account)
+    blocking = worker_of(running[0])
+    call = ask(account)
+    call.patience = 0.0
+    running[0].home = None  # so that another thread frees the worker
+    account.end_call(blocking, retiring=False)
+    assert call.state == GRANTED
+    assert not account.dispatcher.leave(call, late)
+    blocking.dead = True
+    for _ in range(3):  # it is picked up, is not delivered, and has waited too long
+        account.run_loops((0,))
+    assert call.state == GONE
+    assert isinstance(call.error, LeaseTimeoutError)
+    account.given_up.add(call)
 
 
 def test_the_end_of_a_dead_workers_call_leaves_its_successor_alone(account: Account) -> None:

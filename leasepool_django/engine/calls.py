@@ -81,10 +81,10 @@ class Calls:
                 worker = self._dispatcher.begin(call)
             else:
                 worker = self._dispatcher.begin_in(lease, call)
+            call.patience = timeout
             if worker is None:
                 await self._wait(call, home, timeout)
             else:
-                call.patience = timeout
                 worker.begin(call, home, eager=True)
                 if call.state != DONE:
                     call.future = home.create_future()

@@ -388,10 +388,11 @@ class Dispatcher:
                 worker.leaving = True
             if self._recalling is not None:
                 self._finish_recall()
-            if worker.ahead is not None and (
-                (takes_ahead and not worker.leaving) or not self._recall(worker)
-            ):
-                return self._promote(worker)
+            recalled = False  # whether one stands in line again that came before others
+            if worker.ahead is not None:
+                if (takes_ahead and not worker.leaving) or not self._recall(worker):
+                    return self._promote(worker)
+                recalled = True
             if slot.worker is not worker:
                 return None  # it is dead, and its slot is in other hands
             slot.call = None
@@ -404,7 +405,7 @@ class Dispatcher:
             following: Waiter | None = None
             if lease is not None and lease.open:
                 if lease.ahead:
-                    self._recall_for(lease, has_other=bool(lease.waiting))
+                    recalled |= self._recall_for(lease, has_other=bool(lease.waiting))
                 if not lease.waiting:
                     lease.free.append(slot)
                     return None
@@ -413,7 +414,7 @@ class Dispatcher:
                 waiting = self.line.waiting
                 head = next(iter(waiting), None)
                 if self.line.ahead:
-                    self._recall_for(self.line, has_other=isinstance(head, Call))
+                    recalled |= self._recall_for(self.line, has_other=isinstance(head, Call))
                     head = next(iter(waiting), None)
                 if head is None:
                     slot.pool.idle.append(slot)
@@ -421,14 +422,18 @@ class Dispatcher:
                 if isinstance(head, Call):
                     following = self.line.pop()
             wakes: list[Waiter] = []
+            here = False
             if following is None:
                 self._free(slot, wakes)
             else:
                 assert isinstance(following, Call)
                 here = self._assign(following, slot, home, wakes)
                 (self.line if lease is None else lease).moved = None
-                if here:
-                    return following
+            if recalled:
+                self._keep_order(self.line if lease is None else lease)
+            if here:
+                assert isinstance(following, Call)
+                return following
         if wakes:
             self._wake(wakes)
         return None
@@ -436,6 +441,8 @@ class Dispatcher:
     def call_undelivered(self, worker: Worker, call: Call, *, suspect: bool = True) -> bool:
         """Put a call that a dead worker never received back in its place; false if too often."""
         with self.lock:
+            if self._recalling is not None:
+                self._finish_recall()
             worker.leaving = True
             if worker.slot.call is call:
                 worker.slot.call = None
@@ -474,11 +481,12 @@ class Dispatcher:
         return self.line if call.lease is None else call.lease
 
     def _limit_wait(self, call: Call) -> None:
-        """Without the lock: the caller did not have to wait at first, and set no timer."""
-        home, seconds, call.patience = call.home, call.patience, None
+        """Without the lock: the caller's timer was not set, or is over while it had a worker."""
+        home, seconds = call.home, call.patience
         if home is not None and seconds is not None:
+            left = max(0.0, call.since + seconds - monotonic())
             try:
-                home.call_soon_threadsafe(home.call_later, seconds, self.time_out, call, seconds)
+                home.call_soon_threadsafe(home.call_later, left, self.time_out, call, seconds)
             except RuntimeError:
                 return  # the loop is closed: its caller is gone for good
 
@@ -761,6 +769,8 @@ class Dispatcher:
         """Take a waiter whose time is up out of the line; false if it was granted meanwhile."""
         wakes: list[Waiter] = []
         with self.lock:
+            if self._recalling is not None:
+                self._finish_recall()
             if waiter.state != WAITING:
                 return False
             if waiter.ahead is not None and not self._recall(waiter.ahead):

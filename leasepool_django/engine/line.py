@@ -87,7 +87,7 @@ class Call(Waiter):
     context: Context | None = None
     begun = 0.0
     deliveries = 0
-    # Seconds it may wait if its worker turns out to have died before: it had not to wait at first.
+    # Seconds it may wait, also if its worker turns out to have died before it could take it.
     patience: float | None = None
 
     def __init__(
