@@ -99,7 +99,7 @@ def test_what_it_says_of_itself_holds_for_callers_at_that_moment(
     manager.stop_sync()
     assert {("starting", False), ("running", True), ("draining", False)} <= found
     assert not {("running", False), ("draining", True)} & found
-    assert told == ["draining", "ending"]
+    assert told == ["draining"]
 
 
 def test_a_stop_while_workers_start_ends_the_start(tmp_path: Path, loop_runner: LoopRunner) -> None:

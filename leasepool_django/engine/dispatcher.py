@@ -33,6 +33,7 @@ from .line import (
     DONE,
     GONE,
     GRANTED,
+    NEW,
     RUNNING,
     WAITING,
     Call,
@@ -118,6 +119,8 @@ class Dispatcher:
         # What is being taken back: from whom, and the message, once this process has it.
         self._recalling: tuple[Worker, Call, list[bytes]] | None = None
         self._granted: dict[Waiter, float] = {}  # to be picked up on their own threads: since when
+        # Who no longer waits, and is still to be told why.
+        self._refused: dict[Waiter, Callable[[], BaseException]] = {}
         self._lease_number = 0
 
     # -- asking ------------------------------------------------------------------------------------
@@ -165,13 +168,12 @@ class Dispatcher:
             if self.closed is None and not line.waiting:
                 slots = line.take(request.workers)
                 if slots is not None:
-                    request.lease = self._lease(request, slots)
+                    self._lease(request, slots)
                     request.state = RUNNING
                     return True
             if self.leases and wait:
                 self._refuse_waiting_for_oneself(request)
             self._stand_in_line(request, wait=wait)
-            line.count(request, 1)
             return False
 
     def _stand_in_line(self, waiter: Waiter, *, wait: bool = True) -> None:
@@ -197,6 +199,8 @@ class Dispatcher:
                 retry_after=self._estimate(),
             )
         waiter.since = monotonic()
+        if isinstance(waiter, Request):
+            self.line.count(waiter, 1)
         self.line.join(waiter)
         if waiting == 0:
             self._want_pool()
@@ -233,9 +237,9 @@ class Dispatcher:
 
     # -- granting ----------------------------------------------------------------------------------
 
-    def _lease(self, request: Request, slots: list[Slot]) -> LeaseState:
+    def _lease(self, request: Request, slots: list[Slot]) -> None:
         self._lease_number += 1
-        lease = LeaseState(
+        request.lease = lease = LeaseState(
             f"{self.name}-{self._lease_number}",
             request.owner,
             slots,
@@ -246,7 +250,6 @@ class Dispatcher:
             slot.lease = lease
         self.leases.add(lease)
         self.counters.leases_granted += 1
-        return lease
 
     def _assign(
         self, call: Call, slot: Slot, home: asyncio.AbstractEventLoop | None, wakes: list[Waiter]
@@ -254,23 +257,26 @@ class Dispatcher:
         """Hand ``slot`` to a waiting call; whether the caller may begin it here and now."""
         call.worker = slot.worker
         call.slot = slot
-        slot.call = call  # from here on it has the worker, whatever is raised
-        self.counters.calls_started += 1
-        if home is not None and call.home is home:
+        slot.call = call
+        here = home is not None and call.home is home
+        if here:
             call.state = RUNNING
-            return True
-        self._grant(call, wakes)
-        return False
+        else:
+            self._grant(call, wakes)
+        self.counters.calls_started += 1
+        return here
 
     def _grant(self, waiter: Waiter, wakes: list[Waiter]) -> None:
         if isinstance(waiter, Call):
             waiter.begun = 0.0
+        self._granted[waiter] = monotonic()  # so that ``look`` finds it, whatever is raised
         waiter.state = GRANTED
-        self._granted[waiter] = monotonic()
         wakes.append(waiter)
 
     def _serve(self, wakes: list[Waiter]) -> None:
         """Give the heads of the line what fits, to be picked up on their own threads."""
+        if self.line.moved is not None:
+            self._settle(self.line, wakes)
         if self.line.ahead:
             for _ in range(sum(len(pool.idle) for pool in self.line.pools)):
                 self._recall_first(self.line)
@@ -279,7 +285,7 @@ class Dispatcher:
                 self._assign(waiter, slots[0], None, wakes)
             else:
                 assert isinstance(waiter, Request)
-                waiter.lease = self._lease(waiter, slots)
+                self._lease(waiter, slots)
                 self._grant(waiter, wakes)
         if len(self.line):
             self._want_pool()
@@ -338,6 +344,32 @@ class Dispatcher:
             waiter.state = RUNNING
             return True
 
+    def _settle(self, queue: Queue[Any], wakes: list[Waiter]) -> None:
+        """Under the lock: who was taken out of ``queue``, and given nothing, stands there again.
+
+        A signal handler that raises, as for a time limit, may come between two steps.
+        """
+        waiter = queue.moved
+        if waiter is None or waiter.state != WAITING or waiter.ahead is not None:
+            queue.moved = None
+            return
+        lease = None
+        if isinstance(waiter, Request):
+            lease, waiter.lease = waiter.lease, None
+        elif (slot := waiter.slot) is not None and slot.call is waiter:
+            if slot.worker is None or slot.worker.leaving:
+                queue.moved = None  # whoever was interrupted tells it
+                return
+            slot.call = None  # ``look`` frees it, unless its worker is about to be ended
+            waiter.slot = waiter.worker = None
+        self._granted.pop(waiter, None)
+        queue.rejoin(waiter)
+        queue.moved = None
+        if queue is self.line:
+            self.line.recount()
+        if lease is not None:
+            self._close_lease(lease, wakes)
+
     def _take_back(self, waiter: Waiter, error: BaseException | None, wakes: list[Waiter]) -> None:
         """Under the lock: pass on a grant that was not picked up."""
         self._granted.pop(waiter, None)
@@ -388,6 +420,11 @@ class Dispatcher:
                 worker.leaving = True
             if self._recalling is not None:
                 self._finish_recall()
+            wakes: list[Waiter] = []
+            lease = slot.lease
+            queue: Queue[Any] = self.line if lease is None else lease
+            if queue.moved is not None:
+                self._settle(queue, wakes)
             recalled = False  # whether one stands in line again that came before others
             if worker.ahead is not None:
                 if (takes_ahead and not worker.leaving) or not self._recall(worker):
@@ -398,9 +435,8 @@ class Dispatcher:
             slot.call = None
             if self.closed is not None:
                 self._idle_while_closed()
-            lease = slot.lease
             if worker.leaving:
-                self._keep_order(self.line if lease is None else lease)
+                self._keep_order(queue)
                 return None
             following: Waiter | None = None
             if lease is not None and lease.open:
@@ -421,16 +457,15 @@ class Dispatcher:
                     return None
                 if isinstance(head, Call):
                     following = self.line.pop()
-            wakes: list[Waiter] = []
             here = False
             if following is None:
                 self._free(slot, wakes)
             else:
                 assert isinstance(following, Call)
                 here = self._assign(following, slot, home, wakes)
-                (self.line if lease is None else lease).moved = None
+                queue.moved = None
             if recalled:
-                self._keep_order(self.line if lease is None else lease)
+                self._keep_order(queue)
             if here:
                 assert isinstance(following, Call)
                 return following
@@ -491,6 +526,8 @@ class Dispatcher:
                 return  # the loop is closed: its caller is gone for good
 
     def _serve_lease(self, lease: LeaseState, wakes: list[Waiter]) -> None:
+        if lease.moved is not None:
+            self._settle(lease, wakes)
         while lease.free and (lease.waiting or self._recall_first(lease)):
             self._assign(lease.pop(), lease.free.pop(), None, wakes)
             lease.moved = None
@@ -740,6 +777,8 @@ class Dispatcher:
             waiter.state = GONE if state != DONE else DONE
             if worker is not None:
                 self.counters.calls_abandoned += 1
+            elif state == NEW:
+                self._undo(waiter, wakes)
             elif state == WAITING:
                 self._leave_line(waiter, wakes)
                 self.counters.calls_abandoned += isinstance(waiter, Call)
@@ -765,6 +804,25 @@ class Dispatcher:
         self._wake(wakes)
         return worker
 
+    def _undo(self, waiter: Waiter, wakes: list[Waiter]) -> None:
+        """Under the lock: a signal handler may have raised while ``waiter`` got what it asked for.
+
+        Or while it got a place in line; mostly it was just refused.
+        """
+        if waiter.since:
+            if isinstance(waiter, Call) and waiter.lease is not None:
+                waiter.lease.leave(waiter)
+            else:
+                self.line.leave(waiter)
+                self.line.recount()
+        if isinstance(waiter, Call):
+            slot = waiter.slot
+            if slot is not None and slot.call is waiter:
+                slot.call = None
+                self._free(slot, wakes)
+        elif isinstance(waiter, Request) and waiter.lease is not None:
+            self._close_lease(waiter.lease, wakes)
+
     def leave(self, waiter: Waiter, error: Callable[[], BaseException]) -> bool:
         """Take a waiter whose time is up out of the line; false if it was granted meanwhile."""
         wakes: list[Waiter] = []
@@ -775,11 +833,13 @@ class Dispatcher:
                 return False
             if waiter.ahead is not None and not self._recall(waiter.ahead):
                 return False
+            self._refused[waiter] = error
             waiter.state = GONE
             self._leave_line(waiter, wakes)
         waiter.error = error()
         self._wake(wakes)
         waiter.wake()
+        self._refused.pop(waiter, None)
         return True
 
     def _leave_line(self, waiter: Waiter, wakes: list[Waiter]) -> None:
@@ -799,8 +859,8 @@ class Dispatcher:
         with self.lock:
             if not lease.open:
                 return False
-            refused = self._close_lease(lease, wakes)
-        self._refuse(refused, lease.refusal)
+            self._close_lease(lease, wakes)
+        self._tell_refused()
         self._wake(wakes)
         return True
 
@@ -816,7 +876,7 @@ class Dispatcher:
             lease.expired = True
             self.counters.leases_expired += 1
             calls = [slot.call for slot in lease.slots if slot.call is not None]
-            refused = self._close_lease(lease, wakes)
+            self._close_lease(lease, wakes)
             workers = []
             granted = []
             for call in calls:
@@ -830,37 +890,46 @@ class Dispatcher:
                     assert call.worker is not None
                     call.worker.leaving = True
                     workers.append(call.worker)
-        self._refuse(refused, lease.refusal)
+        self._tell_refused()
         self._tell_waiters(granted)
         self._wake(wakes)
         return workers
 
-    def _close_lease(self, lease: LeaseState, wakes: list[Waiter]) -> list[Call]:
-        """Under the lock: idle slots go back now, busy ones as their calls end."""
+    def _close_lease(
+        self,
+        lease: LeaseState,
+        wakes: list[Waiter],
+        refusal: Callable[[], BaseException] | None = None,
+    ) -> None:
+        """Under the lock: idle slots go back now, busy ones as their calls end.
+
+        Those who wait in it are to be told by ``_tell_refused``. May be done again, after it was
+        interrupted.
+        """
         while lease.ahead:
             self._recall_first(lease)
-        lease.restore()
-        lease.open = False
-        self.leases.discard(lease)
-        counters = self.counters
-        counters.leases_ended += 1
-        counters.mean_lease_seconds = _moved(
-            counters.mean_lease_seconds, monotonic() - lease.begun, counters.leases_ended
-        )
-        if self.closed is not None:
-            self._idle_while_closed()
-        refused = list(lease.waiting)
-        lease.waiting.clear()
-        for call in refused:
-            call.state = GONE
-        free, lease.free = lease.free, []
-        for slot in free:
-            self._leave_lease(slot, lease)
-            self._put_back(slot)
+        if lease.moved is not None:
+            self._settle(lease, wakes)
+        if lease.open:
+            self.leases.add(lease)  # it may have been interrupted as it was given
+            lease.open = False
+            counters = self.counters
+            counters.leases_ended += 1
+            counters.mean_lease_seconds = _moved(
+                counters.mean_lease_seconds, monotonic() - lease.begun, counters.leases_ended
+            )
+            if self.closed is not None:
+                self._idle_while_closed()
+        self._refuse(lease, refusal or lease.refusal)
+        while lease.free:
+            slot = lease.free.pop()
+            if slot.lease is lease:
+                self._leave_lease(slot, lease)
+                self._put_back(slot)
         for slot in [slot for slot in lease.slots if slot.worker is None]:
             self._leave_lease(slot, lease)
+        self.leases.discard(lease)
         self._serve(wakes)
-        return refused
 
     def extend(self, lease: LeaseState, seconds: float) -> None:
         """Set the soft expiry to ``seconds`` from now."""
@@ -914,15 +983,14 @@ class Dispatcher:
         with self.lock:
             while self.line.ahead:
                 self._recall_first(self.line)  # to be refused with those who wait there
-            self.line.restore()
+            self._settle(self.line, [])
             self.closed = why
             closing()
-            refused: list[Waiter] = list(self.line.waiting)
-            self.line.waiting.clear()
-            self.line.requests = self.line.requested = 0
-            for waiter in refused:
-                waiter.state = GONE
-        self._refuse(refused, lambda: LeasePoolNotStartedError(f"The manager {self.name!r} {why}."))
+            self._refuse(
+                self.line, lambda: LeasePoolNotStartedError(f"The manager {self.name!r} {why}.")
+            )
+            self.line.recount()
+        self._tell_refused()
 
     def discard(self) -> None:
         """After a fork, in the child: the workers are the parent's, and so are all leases."""
@@ -944,7 +1012,6 @@ class Dispatcher:
     def end(self) -> list[Worker]:
         """Close all leases and pools; returns the workers that still run calls, to be killed."""
         wakes: list[Waiter] = []
-        refused: list[Call] = []
         granted: list[Call] = []
 
         def error() -> LeasePoolNotStartedError:
@@ -955,7 +1022,7 @@ class Dispatcher:
                 pool.closing = True
             for lease in list(self.leases):
                 lease.ended = True
-                refused += self._close_lease(lease, wakes)
+                self._close_lease(lease, wakes, error)
             busy = []
             for pool in self.line.pools:
                 idle, pool.idle = pool.idle, []
@@ -977,14 +1044,28 @@ class Dispatcher:
                         slot.worker.leaving = True
                         busy.append(slot.worker)
         assert not wakes  # close() has emptied the line
-        self._refuse(refused, error)
+        self._tell_refused()
         self._tell_waiters(granted)
         return busy
 
-    def _refuse(self, refused: list[Any], error: Callable[[], BaseException]) -> None:
-        for waiter in refused:
+    def _refuse(self, queue: Queue[Any], error: Callable[[], BaseException]) -> None:
+        """Under the lock: nobody waits there any more; ``_tell_refused`` tells them."""
+        while queue.waiting:
+            waiter = next(iter(queue.waiting))
+            self._refused[waiter] = error
+            waiter.state = GONE
+            del queue.waiting[waiter]
+
+    def _tell_refused(self) -> None:
+        """Without the lock. Whoever is told twice, by two threads, takes no notice."""
+        if not self._refused:
+            return
+        with self.lock:
+            refused = list(self._refused.items())
+        for waiter, error in refused:
             waiter.error = error()
-        self._tell_waiters(refused)
+            waiter.wake_from_anywhere()
+            self._refused.pop(waiter, None)
 
     def _tell_waiters(self, waiters: list[Any]) -> None:
         """Without the lock: wake those with an error, and those granted in the usual way."""
@@ -1011,11 +1092,12 @@ class Dispatcher:
             if self._recalling is not None:
                 self._finish_recall()
             if self.line.moved is not None:
-                self.line.restore()
-                self._serve(wakes)
-            for lease in self.leases:
-                if lease.moved is not None:
-                    lease.restore()
+                self._settle(self.line, wakes)
+            for lease in list(self.leases):
+                if not lease.open:  # to close it was interrupted
+                    self._close_lease(lease, wakes)
+                    continue
+                if lease.moved is not None or (lease.free and len(lease)):
                     self._serve_lease(lease, wakes)
                 if lease.hard_expires_at <= now:
                     hard.append(lease)
@@ -1098,6 +1180,9 @@ class Dispatcher:
                     "next in line. Do not block or stop the loop while awaiting a worker.",
                 )
                 self._take_back(waiter, error, wakes)
+            if len(self.line) and any(pool.idle for pool in self.line.pools):
+                self._serve(wakes)
+        self._tell_refused()
         for waiter in [*stale, *untold]:
             waiter.wake_from_anywhere()
         self._wake(wakes)
@@ -1154,8 +1239,6 @@ class Dispatcher:
                     continue
                 seconds += usual - passed if passed < usual else passed
         line = self.line
-        if not line.waiting:  # also if somebody was interrupted while counting
-            line.requests = line.requested = 0
         if not counters.leases_ended:
             seconds += len(line) * counters.mean_call_seconds
         else:

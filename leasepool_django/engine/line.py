@@ -178,8 +178,8 @@ class Queue(Generic[W]):
 
     def join(self, waiter: W) -> None:
         """Stand at the end."""
-        waiter.state = WAITING
         self.waiting[waiter] = None
+        waiter.state = WAITING
 
     def rejoin(self, waiter: W) -> None:
         """Stand where it stood before: only for a call that no worker has begun.
@@ -193,10 +193,9 @@ class Queue(Generic[W]):
 
     def leave(self, waiter: W) -> None:
         """Leave, from wherever in it."""
+        self.waiting.pop(waiter, None)
         if self.moved is waiter:
             self.moved = None
-        else:
-            del self.waiting[waiter]
 
     def pop(self) -> W:
         """Remove the first that stands in it, and return it."""
@@ -204,18 +203,6 @@ class Queue(Generic[W]):
         self.moved = head = next(iter(waiting))
         del waiting[head]
         return head
-
-    def restore(self) -> None:
-        """Have who was taken out, and given nothing, stand in it again.
-
-        A signal handler that raises, as for a time limit, may come between two steps.
-        """
-        waiter = self.moved
-        if waiter is not None and waiter.state == WAITING and waiter.ahead is None:
-            slot = waiter.slot if isinstance(waiter, Call) else None
-            if slot is None or slot.call is not waiter:
-                self.rejoin(waiter)
-        self.moved = None
 
     @property
     def head(self) -> Waiter | None:
@@ -240,6 +227,12 @@ class Line(Queue[Waiter]):
         """``request`` has come (``1``) or gone (``-1``)."""
         self.requests += sign
         self.requested += sign * request.workers
+
+    def recount(self) -> None:
+        """Count anew, where it may have been interrupted."""
+        requests = [one for one in self.waiting if isinstance(one, Request)]
+        self.requests = len(requests)
+        self.requested = sum(request.workers for request in requests)
 
     @property
     def workers(self) -> int:
