@@ -4,43 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import linecache
 import logging
 import math
 import random
 import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import pytest
 
 from leasepool_django import (
+    ExecutorLease,
     LeasedExecutorManager,
     LeaseUnavailableError,
     WorkerCrashedError,
 )
-from leasepool_django.backends.process import driver
 from leasepool_django.backends.process.driver import ProcessWorker
-from leasepool_django.engine import dispatcher, housekeeper, line
+from leasepool_django.engine import dispatcher, housekeeper
 from leasepool_django.engine.dispatcher import Dispatcher
 from tests import jobs, process_jobs
 from tests.conftest import LoopRunner
-from tests.managers import running, wait_all_idle
+from tests.interrupter import Interrupter, Interruption
+from tests.managers import noted_warnings, running, wait_all_idle
 from tests.stage import Stage
 from tests.waiting import async_wait_until, wait_until
 
 # --- interruptions --------------------------------------------------------------------------------
-
-
-class Interruption(Exception):  # noqa: N818
-    """Raised by a signal handler, at any point."""
 
 
 @contextmanager
@@ -126,59 +120,6 @@ def test_a_caller_whose_wake_up_was_lost_is_woken(
             stage.let_go()
             holding.result(20)
         assert waiting.result(20) == 1
-
-
-class Interrupter:
-    """Raises at the ``step``-th line of the account or the driver below ``root``.
-
-    While that is called the first two times. Of outcomes, those are of the first two calls; the
-    third may have been sent ahead by then.
-    """
-
-    FILES = frozenset(module.__file__ for module in (dispatcher, line, driver))
-
-    def __init__(self, root: Callable[..., Any], step: int) -> None:
-        self.left = step
-        self.where = ""
-        self._root = root.__code__
-        self._called = 0
-        self._depth = 0
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        before = sys.gettrace()
-        gc.disable()  # what finalizers raise goes nowhere
-        sys.settrace(self._entered)
-        try:
-            yield
-        finally:
-            sys.settrace(before)
-            gc.enable()
-
-    def _entered(self, frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_code is self._root:
-            self._called += 1
-            self._depth = 1
-        elif self._depth and frame.f_code.co_filename in self.FILES:
-            self._depth += 1
-        else:
-            return None
-        return self._within
-
-    def _within(self, frame: FrameType, event: str, argument: object) -> Any:
-        if event == "return":
-            self._depth -= 1
-        elif event == "line" and self._called <= 2 and not self._leaves_block(frame):
-            self.left -= 1
-            if not self.left:
-                self.where = f"{frame.f_code.co_name}:{frame.f_lineno}"
-                raise Interruption
-        return self._within
-
-    @staticmethod
-    def _leaves_block(frame: FrameType) -> bool:
-        """Where a ``with`` statement is left, as a signal never interrupts: the lock is held."""
-        return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()[:5] == "with "
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["from the line", "sent ahead"])
@@ -285,6 +226,18 @@ def test_an_interruption_at_any_step_of_picking_up_leaves_nobody_waiting(
 
 
 # --- finalizers -----------------------------------------------------------------------------------
+
+
+def test_a_lease_whose_finalizer_was_interrupted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExecutorLease, "__del__", lambda _: None)  # interrupted at its beginning
+    with running(2) as manager, noted_warnings() as warned:
+        lease = manager.acquire_sync(workers=2, owner="careless")
+        assert manager.stats().leases
+        del lease
+        assert manager.options(timeout=20).run_sync(jobs.add, 1) == 1
+        assert not manager.stats().leases
+        wait_until(lambda: warned)
+        assert "(owner 'careless')" in warned[0]
 
 
 @pytest.mark.parametrize("way", ["async", "sync"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-import warnings
 from asyncio import get_running_loop
 from collections.abc import Callable
 from contextvars import copy_context
@@ -231,18 +230,7 @@ class Calls:
 
     def lease_dropped(self, lease: LeaseState) -> None:
         """From a finalizer, at any moment: post, and nothing else."""
-        self._supervisor.post(lambda: self._return_dropped(lease))
-
-    def _return_dropped(self, lease: LeaseState) -> None:
-        if not self._dispatcher.release(lease):
-            return
-        self._supervisor.lease_ended(lease)
-        text = (
-            f"lease {lease.lease_id} (owner {lease.owner!r}) of {self._config.name_prefix!r} was "
-            "dropped without release; it has been returned. Use `async with`, or await "
-            "lease.release()."
-        )
-        self._supervisor.hand_over(lambda: warnings.warn(text, ResourceWarning, stacklevel=1))
+        self._supervisor.post(lambda: self._supervisor.return_dropped(lease))
 
     def _request(
         self,
@@ -321,9 +309,13 @@ class Calls:
         return self._dispatcher.leave(waiter, error)
 
     def _abandon(self, waiter: Waiter) -> None:
-        worker = self._dispatcher.abandon(waiter)
-        if worker is not None:
-            worker.kill(asyncio.CancelledError)
+        try:
+            worker = self._dispatcher.abandon(waiter)
+            if worker is not None:
+                worker.kill(asyncio.CancelledError)
+        except BaseException:  # of a signal handler: once more, on a thread that has none
+            self._supervisor.post(partial(self._abandon, waiter))
+            raise
 
 
 def _taken_error(call: Call) -> BaseException:

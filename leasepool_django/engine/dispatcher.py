@@ -57,12 +57,14 @@ MAX_DELIVERIES = 3  # workers that may have died of receiving a call before it f
 class Due(NamedTuple):
     """What ``look`` found: when to look again, expiring and expired leases, overdue calls.
 
-    ``lost``: calls whose loop was closed, or whose caller was interrupted between two steps.
+    ``dropped``: leases that nobody has any more, and that have not been given back; ``lost``: calls
+    whose loop was closed, or whose caller was interrupted between two steps.
     """
 
     next_look: float
     soft: list[LeaseState]
     hard: list[LeaseState]
+    dropped: list[LeaseState]
     overdue: list[tuple[Worker, Call]]
     lost: list[tuple[Worker, Call]]
 
@@ -132,9 +134,9 @@ class Dispatcher:
             if self.closed is None and not line.waiting:
                 slot = line.take_one()
                 if slot is not None:
-                    slot.call = call
                     call.slot = slot
                     call.worker = worker = slot.worker
+                    slot.call = call
                     call.state = RUNNING
                     self.counters.calls_started += 1
                     return worker
@@ -151,9 +153,9 @@ class Dispatcher:
             call.lease = lease
             if lease.free and not lease.waiting:
                 slot = lease.free.pop()
-                slot.call = call
                 call.slot = slot
                 call.worker = worker = slot.worker
+                slot.call = call
                 call.state = RUNNING
                 self.counters.calls_started += 1
                 return worker
@@ -381,12 +383,13 @@ class Dispatcher:
     def _give_back(self, waiter: Waiter, wakes: list[Waiter]) -> None:
         """Under the lock: what ``waiter`` was granted but never used goes to the next."""
         if isinstance(waiter, Call):
-            slot, waiter.slot = waiter.slot, None
-            self.counters.calls_started -= 1
-            assert slot is not None
-            if slot.call is waiter:  # or its worker has died, and the slot is in other hands
-                slot.call = None
-                self._free(slot, wakes)
+            slot = waiter.slot
+            if slot is not None:  # or it was interrupted here
+                if slot.call is waiter:  # or its worker has died, and the slot is in other hands
+                    slot.call = None
+                    self._free(slot, wakes)
+                waiter.slot = None
+                self.counters.calls_started -= 1
         else:
             assert isinstance(waiter, Request)
             assert waiter.lease is not None
@@ -774,7 +777,6 @@ class Dispatcher:
                 worker = waiter.ahead  # has begun it
                 worker.leaving = True
             state = waiter.state
-            waiter.state = GONE if state != DONE else DONE
             if worker is not None:
                 self.counters.calls_abandoned += 1
             elif state == NEW:
@@ -801,6 +803,13 @@ class Dispatcher:
                     assert isinstance(waiter, Request)
                     assert waiter.lease is not None
                     self._close_lease(waiter.lease, wakes)
+            elif state == GONE and isinstance(waiter, Call) and waiter.worker is not None:
+                # Perhaps it was interrupted before its worker was killed.
+                slot = waiter.worker.slot
+                if slot.call is waiter and slot.worker is waiter.worker and slot.worker.leaving:
+                    worker = waiter.worker
+            if state != DONE:
+                waiter.state = GONE  # at last, so that all of it may be done again
         self._wake(wakes)
         return worker
 
@@ -834,8 +843,8 @@ class Dispatcher:
             if waiter.ahead is not None and not self._recall(waiter.ahead):
                 return False
             self._refused[waiter] = error
-            waiter.state = GONE
             self._leave_line(waiter, wakes)
+            waiter.state = GONE
         waiter.error = error()
         self._wake(wakes)
         waiter.wake()
@@ -1053,14 +1062,21 @@ class Dispatcher:
         while queue.waiting:
             waiter = next(iter(queue.waiting))
             self._refused[waiter] = error
-            waiter.state = GONE
             del queue.waiting[waiter]
+            waiter.state = GONE
 
     def _tell_refused(self) -> None:
         """Without the lock. Whoever is told twice, by two threads, takes no notice."""
         if not self._refused:
             return
         with self.lock:
+            for waiter in list(self._refused):
+                if waiter.state == WAITING:  # to refuse it was interrupted
+                    (self._queue(waiter) if isinstance(waiter, Call) else self.line).leave(waiter)
+                    self.line.recount()
+                    waiter.state = GONE
+                elif waiter.state != GONE:
+                    del self._refused[waiter]  # it got what it wants after all
             refused = list(self._refused.items())
         for waiter, error in refused:
             waiter.error = error()
@@ -1082,6 +1098,7 @@ class Dispatcher:
         due = math.inf
         soft: list[LeaseState] = []
         hard: list[LeaseState] = []
+        dropped: list[LeaseState] = []
         overdue: list[tuple[Worker, Call]] = []
         lost: list[tuple[Worker, Call]] = []
         stale: list[Waiter] = []
@@ -1099,6 +1116,10 @@ class Dispatcher:
                     continue
                 if lease.moved is not None or (lease.free and len(lease)):
                     self._serve_lease(lease, wakes)
+                if lease.in_hands is not None and lease.in_hands() is None:
+                    lease.dropped = True
+                    dropped.append(lease)
+                    continue
                 if lease.hard_expires_at <= now:
                     hard.append(lease)
                     continue
@@ -1182,11 +1203,13 @@ class Dispatcher:
                 self._take_back(waiter, error, wakes)
             if len(self.line) and any(pool.idle for pool in self.line.pools):
                 self._serve(wakes)
+            if not self.line.waiting:  # to count them may have been interrupted
+                self.line.requests = self.line.requested = 0
         self._tell_refused()
         for waiter in [*stale, *untold]:
             waiter.wake_from_anywhere()
         self._wake(wakes)
-        return Due(due, soft, hard, overdue, lost)
+        return Due(due, soft, hard, dropped, overdue, lost)
 
     def _find_lost(self, slot: Slot, wakes: list[Waiter]) -> None:
         """Under the lock: free an idle worker that nobody has.

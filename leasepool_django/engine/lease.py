@@ -60,6 +60,8 @@ class LeaseState(Queue[Call]):
         self.expired = False
         self.soft_expiry_told = False
         self.dropped = False  # its holder's object is gone; set without the lock
+        # That object, once there is one. It says itself that it goes, unless it is interrupted.
+        self.in_hands: Callable[[], object | None] | None = None
         self.ended = False  # its manager has stopped
         self.inherited = False  # this process is a fork of the one that holds it
 
@@ -137,6 +139,7 @@ class ExecutorLease:
         self._calls = calls
         self._state = state
         self._executor: LeaseExecutor | None = None
+        state.in_hands = weakref.ref(self)
 
     @property
     def lease_id(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -176,6 +177,18 @@ class Supervisor:
     def lease_ended(self, lease: LeaseState) -> None:
         """Tell that a lease was given back."""
         self._tell_lease("lease_released", lease, "released")
+
+    def return_dropped(self, lease: LeaseState) -> None:
+        """Housekeeper: take back a lease that nobody has any more, and warn."""
+        if not self.dispatcher.release(lease):
+            return
+        self.lease_ended(lease)
+        text = (
+            f"lease {lease.lease_id} (owner {lease.owner!r}) of {self._config.name_prefix!r} was "
+            "dropped without release; it has been returned. Use `async with`, or await "
+            "lease.release()."
+        )
+        self.hand_over(lambda: warnings.warn(text, ResourceWarning, stacklevel=1))
 
     def _tell_lease(self, kind: str, lease: LeaseState, verb: str) -> None:
         if self._wanted(kind, logging.DEBUG):
@@ -369,6 +382,8 @@ class Supervisor:
                 logging.WARNING,
                 **lease.facts(),
             )
+        for lease in due.dropped:
+            self.return_dropped(lease)
         for worker, call in due.overdue:
             worker.kill(partial(self._timed_out, call))
         for worker, call in due.lost:
