@@ -90,7 +90,7 @@ class Calls:
                     await call.future
         except GeneratorExit:
             # Closed by the garbage collector or a dying loop, perhaps inside a critical section.
-            self._supervisor.post(partial(self._abandon, call))
+            self._supervisor.post(partial(self._give_up, call))
             raise
         except BaseException:
             self._abandon(call)
@@ -182,7 +182,7 @@ class Calls:
                 await self._wait(request, home, patience)
             return self._leased(request)
         except GeneratorExit:
-            self._supervisor.post(partial(self._abandon, request))
+            self._supervisor.post(partial(self._give_up, request))
             raise
         except BaseException:
             self._abandon(request)
@@ -310,12 +310,15 @@ class Calls:
 
     def _abandon(self, waiter: Waiter) -> None:
         try:
-            worker = self._dispatcher.abandon(waiter)
-            if worker is not None:
-                worker.kill(asyncio.CancelledError)
+            self._give_up(waiter)
         except BaseException:  # of a signal handler: once more, on a thread that has none
-            self._supervisor.post(partial(self._abandon, waiter))
+            self._supervisor.post(partial(self._give_up, waiter))
             raise
+
+    def _give_up(self, waiter: Waiter) -> None:
+        worker = self._dispatcher.abandon(waiter)
+        if worker is not None:
+            worker.kill(asyncio.CancelledError)
 
 
 def _taken_error(call: Call) -> BaseException:
