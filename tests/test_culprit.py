@@ -395,7 +395,33 @@ def test_a_result_is_explained_in_the_same_way() -> None:
     )
 
 
-def test_a_thread_that_does_not_compute_searches_on() -> None:
+def test_the_search_ends_where_the_objects_take_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the callers on the same event loop would have to wait for."""
+
+    class Waits:
+        def __reduce__(self) -> Any:
+            waited.append(threading.Event().wait(0.001))
+            return list, ()
+
+    def search(seconds: float) -> tuple[int, NotPicklableError]:
+        monkeypatch.setattr(culprit, "SEARCH_SECONDS_IN_ALL", seconds)
+        waited.clear()
+        return len(waited), explained(jobs.plain, 1, many)
+
+    waited: list[bool] = []
+    many: Any = [Waits() for _ in range(20)]
+    for _ in range(5):
+        many = [*(Waits() for _ in range(20)), [many, a_lock()]]
+    _, found = search(1000)
+    assert found.path is not None
+    assert found.path.endswith("[1]")
+    for_long = len(waited)
+    _, error = search(0.005)
+    assert len(waited) < for_long
+    assert error.path != found.path
+
+
+def test_a_worker_that_does_not_compute_searches_on() -> None:
     """Where it is stopped, or waits for a core, as where one of the objects waits."""
 
     class Waits:

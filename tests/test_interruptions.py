@@ -230,6 +230,8 @@ def test_an_interruption_at_any_step_of_picking_up_leaves_nobody_waiting(
 
 def test_a_lease_whose_finalizer_was_interrupted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExecutorLease, "__del__", lambda _: None)  # interrupted at its beginning
+    monkeypatch.setattr(dispatcher, "PICKUP_SECONDS", 0.1)
+    monkeypatch.setattr(housekeeper, "TICK", 0.05)
     with running(2) as manager, noted_warnings() as warned:
         lease = manager.acquire_sync(workers=2, owner="careless")
         assert manager.stats().leases

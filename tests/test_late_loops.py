@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import time
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 
 from leasepool_django import LeasedExecutorManager
+from leasepool_django.backends.process import tray
 from leasepool_django.engine import dispatcher as dispatcher_module
 from leasepool_django.engine import housekeeper as housekeeper_module
+from leasepool_django.engine.dispatcher import Dispatcher
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
 from tests.process_pools import running, workers_of
@@ -121,6 +124,35 @@ def test_a_cancel_that_comes_too_late(loop_runner: LoopRunner, tmp_path: Path) -
     with running(2) as manager:
         loop_runner(calls())
         wait_until(lambda: manager.stats().idle_workers == 2)
+        assert manager.stats().workers_killed == 0
+
+
+@pytest.mark.skipif(not tray.SUPPORTED, reason="nothing is sent ahead here")
+def test_a_cancel_that_comes_too_late_costs_nobody_who_was_sent_ahead(
+    loop_runner: LoopRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whose call the worker has begun, which nobody has been told yet."""
+    monkeypatch.setattr(Dispatcher, "ahead_seconds", math.inf)
+    monkeypatch.setattr(housekeeper_module, "TICK", 0.02)
+    go, end = tmp_path / "go", tmp_path / "end"
+
+    async def calls() -> None:
+        tasks = [begun(manager, jobs.echo, 0)]
+        tasks.append(begun(manager, jobs.after, go, jobs.echo, 1))
+        tasks.append(begun(manager, jobs.after, end, jobs.echo, 2))
+        tasks.append(begun(manager, jobs.echo, 3))
+        await tasks[0]
+        (worker,) = workers_of(manager)
+        assert worker.ahead is not None
+        block(manager, go)
+        tasks[1].cancel()
+        asyncio.get_running_loop().call_soon(time.sleep, 0.5)  # as long as many ticks
+        await asyncio.sleep(0)
+        end.touch()
+        assert await asyncio.gather(*tasks[2:]) == [2, 3]
+
+    with running() as manager:
+        loop_runner(calls())
         assert manager.stats().workers_killed == 0
 
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from leasepool_django.engine.dispatcher import MAX_DELIVERIES
+from leasepool_django.engine.dispatcher import MAX_DELIVERIES, PICKUP_SECONDS
 from leasepool_django.engine.lease import LeaseState
 from leasepool_django.engine.line import (
     DONE,
@@ -215,6 +215,38 @@ def test_a_time_limit_that_was_over_while_a_dead_worker_was_granted_holds(accoun
     assert call.state == GONE
     assert isinstance(call.error, LeaseTimeoutError)
     account.given_up.add(call)
+
+
+def test_time_with_a_worker_that_turns_out_dead_is_no_waiting(account: Account) -> None:
+    call = ask(account)
+    worker = worker_of(call)
+    call.patience = 60.0
+    call.begun -= 1000.0
+    limits: list[float] = []
+
+    def arm(left: Any, time_out: Any, *arguments: Any) -> None:
+        limits.append(left)
+
+    assert call.home is not None
+    call.home.call_later = arm  # type: ignore[method-assign, assignment]
+    account.dispatcher.time_out = lambda waiter, seconds: None
+    worker.dead, worker.call = True, None
+    account.begun.remove(call)
+    assert account.dispatcher.call_undelivered(worker, call)
+    account.run_loops((0,))
+    assert 59.0 < limits[0] <= 60.0
+    del call.home.call_later
+
+
+def test_a_lease_is_missed_for_a_while_before_it_is_taken_for_dropped(account: Account) -> None:
+    """The collector forgets the object of a lease before its finalizer has given it back."""
+    lease = ask_for_lease(account).lease
+    assert lease is not None
+    lease.in_hands = lambda: None
+    now = monotonic()
+    assert not account.dispatcher.look(now).dropped
+    assert account.dispatcher.look(now + 1).next_look <= now + PICKUP_SECONDS
+    assert account.dispatcher.look(now + PICKUP_SECONDS).dropped == [lease]
 
 
 def test_the_end_of_a_dead_workers_call_leaves_its_successor_alone(account: Account) -> None:

@@ -492,7 +492,11 @@ class Dispatcher:
                 call.state = DONE
                 return False
             call.slot = call.ahead = None
-            call.since = call.since or call.begun or monotonic()  # when it came
+            now = monotonic()
+            call.since = call.since or call.begun or now  # when it came
+            if call.begun:
+                call.spent += now - call.begun
+                call.begun = 0.0
             wakes: list[Waiter] = []
             if call.lease is not None:
                 if call.lease.open:
@@ -522,7 +526,7 @@ class Dispatcher:
         """Without the lock: the caller's timer was not set, or is over while it had a worker."""
         home, seconds = call.home, call.patience
         if home is not None and seconds is not None:
-            left = max(0.0, call.since + seconds - monotonic())
+            left = max(0.0, call.since + call.spent + seconds - monotonic())
             try:
                 home.call_soon_threadsafe(home.call_later, left, self.time_out, call, seconds)
             except RuntimeError:
@@ -792,13 +796,14 @@ class Dispatcher:
                     self.counters.calls_abandoned += 1
                     worker = waiter.worker
                     assert worker is not None
-                    if waiter.home is not None and worker.has_answered():
-                        worker = None  # it has finished, and is free when its loop has read that
-                    elif self._recall(worker):
-                        worker.leaving = True
-                        self._keep_order(self._queue(waiter))
-                    else:
+                    if not self._recall(worker):
                         worker = None  # it has finished, and is at another call
+                    else:
+                        self._keep_order(self._queue(waiter))
+                        if waiter.home is not None and worker.has_answered():
+                            worker = None  # it has finished, and is free when that is read
+                        else:
+                            worker.leaving = True
                 else:
                     assert isinstance(waiter, Request)
                     assert waiter.lease is not None
@@ -1117,9 +1122,13 @@ class Dispatcher:
                 if lease.moved is not None or (lease.free and len(lease)):
                     self._serve_lease(lease, wakes)
                 if lease.in_hands is not None and lease.in_hands() is None:
-                    lease.dropped = True
-                    dropped.append(lease)
-                    continue
+                    # The collector forgets it some time before its finalizer has run.
+                    lease.gone_since = since = lease.gone_since or now
+                    if since + PICKUP_SECONDS <= now:
+                        lease.dropped = True
+                        dropped.append(lease)
+                        continue
+                    due = min(due, since + PICKUP_SECONDS)
                 if lease.hard_expires_at <= now:
                     hard.append(lease)
                     continue
@@ -1142,11 +1151,6 @@ class Dispatcher:
                     ):
                         deadline = worker.deadline
                         late = deadline is not None and deadline <= now
-                        if late and worker.ahead is None and worker.has_answered():
-                            # Its loop is busy, and is given time to read that.
-                            assert deadline is not None
-                            deadline += PICKUP_SECONDS
-                            late = deadline <= now
                         closed = call.home is not None and call.home.is_closed()
                         if (late or closed) and not self._recall(worker) and not closed:
                             # Its loop has not read the outcome yet. Another call is running.
@@ -1157,6 +1161,11 @@ class Dispatcher:
                                 deadline = now + call.timeout if call.timeout is not None else None
                                 worker.deadline = deadline
                                 late = False
+                        if late and worker.ahead is None and worker.has_answered():
+                            # Its loop is busy, and is given time to read that.
+                            assert deadline is not None
+                            deadline += PICKUP_SECONDS
+                            late = deadline <= now
                         if late or closed:
                             worker.leaving = True
                             self._keep_order(self.line if slot.lease is None else slot.lease)

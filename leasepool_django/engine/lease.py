@@ -62,6 +62,7 @@ class LeaseState(Queue[Call]):
         self.dropped = False  # its holder's object is gone; set without the lock
         # That object, once there is one. It says itself that it goes, unless it is interrupted.
         self.in_hands: Callable[[], object | None] | None = None
+        self.gone_since = 0.0  # when it was missed first (monotonic)
         self.ended = False  # its manager has stopped
         self.inherited = False  # this process is a fork of the one that holds it
 

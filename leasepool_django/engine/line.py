@@ -87,8 +87,10 @@ class Call(Waiter):
     context: Context | None = None
     begun = 0.0
     deliveries = 0
-    # Seconds it may wait, also if its worker turns out to have died before it could take it.
+    # Seconds it may wait, also if its worker turns out to have died before it could take it; and
+    # how long it had such workers, which is no waiting.
     patience: float | None = None
+    spent = 0.0
 
     def __init__(
         self,

@@ -2,10 +2,10 @@
 
 ``pickle`` says which type it stumbled over, not where that was. The search goes from the arguments
 downwards, always into a part that cannot be pickled by itself either, and so ends at the culprit
-with the way to it in hand: ``kwargs['client'].pool``. Its time of computing is bounded, because the
-caller's thread waits for it; when that is up the way is as long as it got. A thread that is stopped
-for a while, or waits for a core, finds as much as any other. Texts name positions, attributes, keys
-that are identifiers, and types; never a value.
+with the way to it in hand: ``kwargs['client'].pool``. Its time of computing is bounded, so that a
+process that is stopped for a while, or waits for a core, finds as much as any other; and all of its
+time, where a caller's thread waits for it. When that is up the way is as long as it got. Texts name
+positions, attributes, keys that are identifiers, and types; never a value.
 """
 
 # The code of foreign objects runs here and may raise anything, which must not get further:
@@ -13,6 +13,7 @@ that are identifiers, and types; never a value.
 from __future__ import annotations
 
 import copyreg
+import math
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from .texts import type_name
 __all__ = ["Part", "blame", "by_key"]
 
 SEARCH_SECONDS = 0.25
+SEARCH_SECONDS_IN_ALL = 2.0
 MAX_DEPTH = 50
 MAX_ITEMS = 1_000_000
 MAX_KEY_CHARS = 40
@@ -56,11 +58,14 @@ class _Culprit(NamedTuple):
     """Whether nothing inside it is to blame; if false, time was up or the way too long."""
 
 
-def blame(error: BaseException, sent: Sequence[Part], *, subject: str) -> NotPicklableError:
+def blame(
+    error: BaseException, sent: Sequence[Part], *, subject: str, patient: bool = False
+) -> NotPicklableError:
     """Give the error to raise when ``sent`` could not be pickled because of ``error``.
 
     ``subject`` begins its text: "The arguments of shop.cpu.score cannot be sent to a worker".
-    Computes for at most about ``SEARCH_SECONDS``, unless pickling one of the objects takes longer.
+    Computes for at most about ``SEARCH_SECONDS``, and if not ``patient`` takes at most
+    ``SEARCH_SECONDS_IN_ALL``; unless pickling one of the objects takes longer.
     """
     if isinstance(error, MemoryError):
         result = NotPicklableError(
@@ -69,7 +74,7 @@ def blame(error: BaseException, sent: Sequence[Part], *, subject: str) -> NotPic
         )
         result.__cause__ = error
         return result
-    search = _Search()
+    search = _Search(math.inf if patient else SEARCH_SECONDS_IN_ALL)
     try:
         culprit = search.culprit(sent)
     except Exception:  # an object that resists; a RecursionError of a caller with little stack left
@@ -107,18 +112,18 @@ class _Nowhere:
 
 
 class _Probe(pickle.Pickler):
-    """Pickles into nowhere, copying as little as possible, until the deadline."""
+    """Pickles into nowhere, copying as little as possible, until time is up."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, is_up: Callable[[], bool]) -> None:
         super().__init__(_Nowhere(), 5, buffer_callback=lambda _: None)
-        self._deadline = deadline
+        self._is_up = is_up
         self._until_look = 1
 
     def persistent_id(self, obj: object) -> None:  # noqa: ARG002 - called for every object
         self._until_look -= 1
         if not self._until_look:
             self._until_look = _OBJECTS_BETWEEN_LOOKS
-            if time.thread_time() > self._deadline:
+            if self._is_up():
                 raise _OutOfTimeError
 
     def reducer_override(self, obj: object) -> Any:
@@ -134,8 +139,9 @@ class _Parts(NamedTuple):
 
 
 class _Search:
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
         self._deadline = time.thread_time() + SEARCH_SECONDS
+        self._end = time.perf_counter() + seconds
         self._entered: set[int] = set()
         self._kept: list[object] = []  # objects made for the search, so that no id is used twice
         self.furthest: _Culprit | None = None
@@ -188,7 +194,7 @@ class _Search:
 
     def _error(self, value: object) -> BaseException | None:
         try:
-            _Probe(self._deadline).dump(value)
+            _Probe(self._is_up).dump(value)
         except (_OutOfTimeError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -198,6 +204,9 @@ class _Search:
                 entry = entry.tb_next
             return error.with_traceback(entry)
         return None
+
+    def _is_up(self) -> bool:
+        return time.thread_time() > self._deadline or time.perf_counter() > self._end
 
     def _inside(self, part: Part) -> Iterator[_Parts]:
         path, value = part

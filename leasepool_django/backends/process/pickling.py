@@ -144,6 +144,7 @@ def explain_result(error: BaseException, result: object, function: str) -> NotPi
         error,
         [Part("result", result)],
         subject=f"The result of {function} cannot be sent back from the worker",
+        patient=True,
     )
 
 
