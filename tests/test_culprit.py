@@ -61,6 +61,12 @@ class Attributed(dict[str, Any]):
     lock: Any
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine changes nothing of what is found."""
+    monkeypatch.setattr(culprit, "SEARCH_SECONDS_IN_ALL", 1000)
+
+
 def a_lock() -> Any:
     return threading.Lock()
 
