@@ -41,15 +41,17 @@ class ProcessLoggingConfig:
     target_logger: logging.Logger | str | None = None
     clear_child_handlers: bool = True
 
-    def differing(self, other: ProcessLoggingConfig) -> list[str]:
-        """Give the manager's arguments in which this differs from ``other``."""
-        names = {
-            "enabled": "forward_process_logs",
-            "level": "process_log_level",
-            "target_logger": "process_log_target_logger",
-            "clear_child_handlers": "clear_process_log_handlers",
-        }
-        return [name for key, name in names.items() if getattr(self, key) != getattr(other, key)]
+
+def logging_arguments(given: ProcessLoggingConfig) -> list[str]:
+    """Give the names of the manager's arguments for logs that are not as they are by default."""
+    usual = ProcessLoggingConfig(enabled=False)
+    names = {
+        "forward_process_logs": given.enabled != usual.enabled,
+        "process_log_level": given.level != usual.level,
+        "process_log_target_logger": given.target_logger != usual.target_logger,
+        "clear_process_log_handlers": given.clear_child_handlers != usual.clear_child_handlers,
+    }
+    return [name for name, differs in names.items() if differs]
 
 
 def positive_int(name: str, value: Any) -> int:

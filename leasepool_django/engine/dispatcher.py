@@ -441,7 +441,7 @@ class Dispatcher:
             if worker.leaving:
                 self._keep_order(queue)
                 return None
-            following: Waiter | None = None
+            following: Call | None = None
             if lease is not None and lease.open:
                 if lease.ahead:
                     recalled |= self._recall_for(lease, has_other=bool(lease.waiting))
@@ -459,18 +459,17 @@ class Dispatcher:
                     slot.pool.idle.append(slot)
                     return None
                 if isinstance(head, Call):
-                    following = self.line.pop()
+                    self.line.pop()
+                    following = head
             here = False
             if following is None:
                 self._free(slot, wakes)
             else:
-                assert isinstance(following, Call)
                 here = self._assign(following, slot, home, wakes)
                 queue.moved = None
             if recalled:
                 self._keep_order(queue)
             if here:
-                assert isinstance(following, Call)
                 return following
         if wakes:
             self._wake(wakes)
@@ -1081,7 +1080,7 @@ class Dispatcher:
                     self.line.recount()
                     waiter.state = GONE
                 elif waiter.state != GONE:
-                    del self._refused[waiter]  # it got what it wants after all
+                    self._refused.pop(waiter, None)  # it got what it wants after all
             refused = list(self._refused.items())
         for waiter, error in refused:
             waiter.error = error()

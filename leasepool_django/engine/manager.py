@@ -23,6 +23,7 @@ from .config import (
     ManagerConfig,
     ProcessLoggingConfig,
     duration,
+    logging_arguments,
 )
 from .coroutines import coroutine_function, shared
 from .events import Event, Subscriber
@@ -89,8 +90,8 @@ class LeasedExecutorManager:
         )
         if process_logging is None:
             process_logging = single
-        elif differing := single.differing(ProcessLoggingConfig(enabled=False)):
-            raise TypeError(f"Give either process_logging or {differing[0]}, not both.")
+        elif given := logging_arguments(single):
+            raise TypeError(f"Give either process_logging or {given[0]}, not both.")
         self._config = config = ManagerConfig(
             max_pools=max_pools,
             min_pools=min_pools,
