@@ -64,7 +64,7 @@ bench: bench-environment ## Measure beside the alternatives, one run of many min
 bench-quick: bench-environment ## Compare ratios with the stored ones; fail when one is worse by more than 25 %
 	$(BENCH_VENV)/bin/python -m benchmarks --quick $(ARGS)
 
-bench-baseline: bench-environment ## Store this machine's ratios, the medians of three quick runs, for bench-quick
+bench-baseline: bench-environment ## Store this machine's ratios, the medians of five quick runs, for bench-quick
 	$(BENCH_VENV)/bin/python -m benchmarks --store-baseline $(ARGS)
 
 bench-report: bench-environment ## Write docs/benchmarks.md from what the last runs measured

@@ -314,16 +314,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return machine
 
 
-def test_the_median_of_three_runs_is_stored(machine: Machine) -> None:
-    machine.throughput += [9.0, 30.0, 10.0]
-    machine.payloads += [0.5, 0.6, 0.2]
+def test_the_median_of_five_runs_is_stored(machine: Machine) -> None:
+    machine.throughput += [9.0, 30.0, 10.0, 9.5, 11.0]
+    machine.payloads += [0.5, 0.6, 0.2, 0.4, 0.55]
     assert guard.store(machine.told.append)
     assert json.loads(machine.baseline.read_text()) == {CALLS: 10.0, ECHO: 0.5}
 
 
 def test_nothing_is_stored_where_a_run_has_no_figure(machine: Machine) -> None:
-    machine.throughput += [90.0, None, 90.0]
-    machine.payloads += [0.1, 0.1, 0.1]
+    machine.throughput += [90.0, None, 90.0, 90.0, 90.0]
+    machine.payloads += [0.1, 0.1, 0.1, 0.1, 0.1]
     assert not guard.store(machine.told.append)
     assert machine.told[0] == f"{CALLS} was not measured (run: no figures)"
     assert json.loads(machine.baseline.read_text())[CALLS] == 10.0
@@ -389,9 +389,10 @@ def test_the_guard_compares_ratios_only() -> None:
     # By itself it would tell how busy the machine is.
     assert "fairness.of_ideal.run@asyncio" not in keys
     assert "fairness.of_ideal.run/floor:two bare processes@asyncio" in keys
-    # So would this: what waking a process takes meets threads and processes differently.
-    assert "throughput.calls.run/stdlib@asyncio" not in keys
-    assert CALLS in keys
+    # So would this: what Python costs beside a bare pipe differs between machines.
+    assert not [key for key in keys if key.startswith("latency.") and "/floor:" in key]
+    assert "latency.p50.run/stdlib@uvloop" in keys
+    assert "throughput.calls.run/anyio@asyncio" in keys
 
 
 @pytest.mark.parametrize(("metric", "kept"), [("next_answer", False), ("efficiency", True)])

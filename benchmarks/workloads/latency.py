@@ -30,7 +30,7 @@ class Latency(Group):
     )
     metrics = (Metric("p50", "median", "µs"), Metric("p99", "99th percentile", "µs"))
     contenders = SEQUENTIAL
-    quick = ("lease", "run", "django")
+    quick = ("lease", "run", "django", "stdlib")
     floors = {
         "blocking pipe": floors.blocking_pipe,
         "socketpair": floors.one_socket,

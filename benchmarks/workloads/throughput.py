@@ -28,7 +28,7 @@ class Throughput(Group):
     contenders = CONCURRENT
     floors = {"two sockets": floors.two_sockets}
     floor_titles = {"two sockets": "two children, one call at a time each"}
-    quick = ("lease", "run", "django")
+    quick = ("lease", "run", "django", "anyio")
 
     async def measure(self, contender: Contender, effort: Effort) -> dict[str, float]:
         await calls_per_second(contender, 0.3)
