@@ -164,7 +164,7 @@ class Account(RuleBasedStateMachine):
             idle_while_closed=lambda: None,
         )
         self.dispatcher.max_pools = MAX_POOLS
-        self.dispatcher.ahead_seconds = LONG
+        self.dispatcher.ahead.seconds = LONG
         self.dispatcher.closed = None
         self.growth_asked = False
         self.loops: list[asyncio.AbstractEventLoop] = []

@@ -26,6 +26,7 @@ from leasepool_django import (
 )
 from leasepool_django.backends.process.driver import ProcessWorker
 from leasepool_django.engine import dispatcher, housekeeper
+from leasepool_django.engine.ahead import SendingAhead
 from leasepool_django.engine.dispatcher import Dispatcher
 from tests import jobs, process_jobs
 from tests.conftest import LoopRunner
@@ -131,7 +132,7 @@ def test_an_interruption_at_any_step_of_reading_an_outcome_leaves_nobody_waiting
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Each line in turn: every caller is told, nothing is run twice, and no worker is lost."""
-    monkeypatch.setattr(Dispatcher, "ahead_seconds", math.inf if ahead else 0.0)
+    monkeypatch.setattr(SendingAhead, "seconds", math.inf if ahead else 0.0)
     monkeypatch.setattr(housekeeper, "TICK", 0.01)
     caplog.set_level(logging.CRITICAL)
 

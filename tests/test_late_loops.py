@@ -19,7 +19,7 @@ from leasepool_django import LeasedExecutorManager
 from leasepool_django.backends.process import tray
 from leasepool_django.engine import dispatcher as dispatcher_module
 from leasepool_django.engine import housekeeper as housekeeper_module
-from leasepool_django.engine.dispatcher import Dispatcher
+from leasepool_django.engine.ahead import SendingAhead
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
 from tests.process_pools import running, workers_of
@@ -132,7 +132,7 @@ def test_a_cancel_that_comes_too_late_costs_nobody_who_was_sent_ahead(
     loop_runner: LoopRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Whose call the worker has begun, which nobody has been told yet."""
-    monkeypatch.setattr(Dispatcher, "ahead_seconds", math.inf)
+    monkeypatch.setattr(SendingAhead, "seconds", math.inf)
     monkeypatch.setattr(housekeeper_module, "TICK", 0.02)
     go, end = tmp_path / "go", tmp_path / "end"
 

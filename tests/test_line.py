@@ -186,7 +186,7 @@ def test_nor_before_one_that_came_back_while_an_earlier_one_was_served(account: 
     for worker in (first, middle, last):
         account.dispatcher.look_ahead(worker, account.loops[0])
     assert [worker.tray for worker in (first, middle, last)] == waiting[:3]
-    running[0].begun -= 2 * account.dispatcher.ahead_seconds  # it takes so long
+    running[0].begun -= 2 * account.dispatcher.ahead.seconds  # it takes so long
     account.end_call(middle, retiring=False, takes_ahead=False)
     assert middle.call is waiting[0]
     assert middle.barred is waiting[0]

@@ -34,6 +34,7 @@ from leasepool_django import (
 )
 from leasepool_django.backends.process import tray
 from leasepool_django.backends.process.driver import ProcessWorker
+from leasepool_django.engine.ahead import SendingAhead
 from leasepool_django.engine.dispatcher import Dispatcher
 from leasepool_django.engine.line import Call
 from tests import process_jobs as jobs
@@ -69,7 +70,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long calls take in the mean, the next ones are sent ahead."""
-    monkeypatch.setattr(Dispatcher, "ahead_seconds", math.inf)
+    monkeypatch.setattr(SendingAhead, "seconds", math.inf)
 
 
 async def tiny(run: Run, count: int) -> None:
@@ -538,7 +539,7 @@ def test_an_interruption_while_a_call_gets_its_worker_leaves_nobody_waiting(
     loop_runner: LoopRunner, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Neither whose outcome it was, nor the next one, who has been given the worker."""
-    monkeypatch.setattr(Dispatcher, "ahead_seconds", 0.0)
+    monkeypatch.setattr(SendingAhead, "seconds", 0.0)
     left = [True]
 
     def interrupted(original: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

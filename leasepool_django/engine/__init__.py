@@ -23,6 +23,7 @@ Who owns what:
 * ``Dispatcher`` (dispatcher): who has which worker. Its lock guards the line, the slots, the
   leases and every waiter's state; it is held briefly, and no user code runs under it.
 * ``Line`` (line): the first-in-first-out order and the idle slots; no lock of its own.
+* ``SendingAhead`` (ahead): the calls that lie at a busy worker; under the same lock.
 * ``Supervisor`` (supervisor): starts, replaces, sizes and ends; runs on the housekeeper's thread.
 * ``Housekeeper`` (housekeeper): the thread; descriptors, timers, deadlines. No user code.
 * ``Notifier`` (events): the thread for user code: log handlers, subscribers, ``size_provider``.

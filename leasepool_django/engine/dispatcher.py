@@ -8,7 +8,7 @@ The lock guards: the line and its pools, every slot, every ``LeaseState``, every
 on that loop's own thread; one that does not pick up what it was granted within ``PICKUP_SECONDS``
 loses it.
 
-Long because taking it apart would spread one lock over several modules.
+Long because taking it further apart would spread one lock over more modules.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import logging
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..exceptions import (
     LeasePoolNotStartedError,
     LeaseUnavailableError,
     WorkerCrashedError,
 )
+from .ahead import SendingAhead
 from .events import Event
 from .lease import LeaseState, current_holder
 from .line import (
@@ -37,6 +39,7 @@ from .line import (
     RUNNING,
     WAITING,
     Call,
+    Counters,
     Line,
     Pool,
     Queue,
@@ -54,33 +57,24 @@ PICKUP_SECONDS = 5.0
 MAX_DELIVERIES = 3  # workers that may have died of receiving a call before it fails
 
 
-class Due(NamedTuple):
+@dataclass
+class Due:
     """What ``look`` found: when to look again, expiring and expired leases, overdue calls.
 
     ``dropped``: leases that nobody has any more, and that have not been given back; ``lost``: calls
     whose loop was closed, or whose caller was interrupted between two steps.
     """
 
-    next_look: float
-    soft: list[LeaseState]
-    hard: list[LeaseState]
-    dropped: list[LeaseState]
-    overdue: list[tuple[Worker, Call]]
-    lost: list[tuple[Worker, Call]]
+    next_look: float = math.inf
+    soft: list[LeaseState] = field(default_factory=list)
+    hard: list[LeaseState] = field(default_factory=list)
+    dropped: list[LeaseState] = field(default_factory=list)
+    overdue: list[tuple[Worker, Call]] = field(default_factory=list)
+    lost: list[tuple[Worker, Call]] = field(default_factory=list)
 
-
-class Counters:
-    """Totals since the start; guarded by the dispatcher's lock."""
-
-    calls_started = 0
-    calls_finished = 0
-    calls_abandoned = 0
-    leases_granted = 0
-    leases_expired = 0
-    rejected = 0
-    leases_ended = 0
-    mean_call_seconds = 0.0
-    mean_lease_seconds = 0.0  # how long leases are held
+    def by(self, moment: float) -> None:
+        """Look again at ``moment`` (monotonic) at the latest."""
+        self.next_look = min(self.next_look, moment)
 
 
 class Dispatcher:
@@ -89,11 +83,8 @@ class Dispatcher:
     ``tell`` emits events; ``grow`` asks for another pool; ``retire`` ends the worker of a slot in a
     closing pool; ``idle_while_closed`` is told of each call and lease that ends after ``close``.
     ``time_out``, set by those who wait, takes a waiter whose seconds are over out of the line.
-    ``ahead_seconds``: calls that take less, in the mean, are sent ahead, or a worker would wait for
-    each; one that has been behind another for longer goes to the next worker that has time.
     """
 
-    ahead_seconds = 0.001
     time_out: Callable[[Waiter, float], object]
 
     def __init__(
@@ -111,6 +102,7 @@ class Dispatcher:
         self.line = Line()
         self.leases: set[LeaseState] = set()
         self.counters = Counters()
+        self.ahead = SendingAhead(self.line, self.counters)
         self.closed: str | None = "has not been started"  # why no lease can be had, or None
         self.max_pools = 0
         self._max_waiting = max_waiting
@@ -118,8 +110,6 @@ class Dispatcher:
         self._grow = grow
         self._retire = retire
         self._idle_while_closed = idle_while_closed
-        # What is being taken back: from whom, and the message, once this process has it.
-        self._recalling: tuple[Worker, Call, list[bytes]] | None = None
         self._granted: dict[Waiter, float] = {}  # to be picked up on their own threads: since when
         # Who no longer waits, and is still to be told why.
         self._refused: dict[Waiter, Callable[[], BaseException]] = {}
@@ -281,7 +271,7 @@ class Dispatcher:
             self._settle(self.line, wakes)
         if self.line.ahead:
             for _ in range(sum(len(pool.idle) for pool in self.line.pools)):
-                self._recall_first(self.line)
+                self.ahead.recall_first(self.line)
         for waiter, slots in self.line.grants():
             if isinstance(waiter, Call):
                 self._assign(waiter, slots[0], None, wakes)
@@ -421,8 +411,8 @@ class Dispatcher:
                     counters.mean_call_seconds = mean + (monotonic() - call.begun - mean) * 0.05
             if retiring:
                 worker.leaving = True
-            if self._recalling is not None:
-                self._finish_recall()
+            if self.ahead.recalling is not None:
+                self.ahead.finish()
             wakes: list[Waiter] = []
             lease = slot.lease
             queue: Queue[Any] = self.line if lease is None else lease
@@ -430,8 +420,8 @@ class Dispatcher:
                 self._settle(queue, wakes)
             recalled = False  # whether one stands in line again that came before others
             if worker.ahead is not None:
-                if (takes_ahead and not worker.leaving) or not self._recall(worker):
-                    return self._promote(worker)
+                if (takes_ahead and not worker.leaving) or not self.ahead.recall(worker):
+                    return self.ahead.promote(worker)
                 recalled = True
             if slot.worker is not worker:
                 return None  # it is dead, and its slot is in other hands
@@ -439,12 +429,12 @@ class Dispatcher:
             if self.closed is not None:
                 self._idle_while_closed()
             if worker.leaving:
-                self._keep_order(queue)
+                self.ahead.keep_order(queue)
                 return None
             following: Call | None = None
             if lease is not None and lease.open:
                 if lease.ahead:
-                    recalled |= self._recall_for(lease, has_other=bool(lease.waiting))
+                    recalled |= self.ahead.recall_for(lease, has_other=bool(lease.waiting))
                 if not lease.waiting:
                     lease.free.append(slot)
                     return None
@@ -453,7 +443,7 @@ class Dispatcher:
                 waiting = self.line.waiting
                 head = next(iter(waiting), None)
                 if self.line.ahead:
-                    recalled |= self._recall_for(self.line, has_other=isinstance(head, Call))
+                    recalled |= self.ahead.recall_for(self.line, has_other=isinstance(head, Call))
                     head = next(iter(waiting), None)
                 if head is None:
                     slot.pool.idle.append(slot)
@@ -468,7 +458,7 @@ class Dispatcher:
                 here = self._assign(following, slot, home, wakes)
                 queue.moved = None
             if recalled:
-                self._keep_order(queue)
+                self.ahead.keep_order(queue)
             if here:
                 return following
         if wakes:
@@ -478,8 +468,8 @@ class Dispatcher:
     def call_undelivered(self, worker: Worker, call: Call, *, suspect: bool = True) -> bool:
         """Put a call that a dead worker never received back in its place; false if too often."""
         with self.lock:
-            if self._recalling is not None:
-                self._finish_recall()
+            if self.ahead.recalling is not None:
+                self.ahead.finish()
             worker.leaving = True
             if worker.slot.call is call:
                 worker.slot.call = None
@@ -512,14 +502,10 @@ class Dispatcher:
             else:
                 self.line.rejoin(call)
                 self._serve(wakes)
-            self._keep_order(self._queue(call))
+            self.ahead.keep_order(self.line.queue_of(call))
         self._tell_waiters(wakes)
         self._limit_wait(call)
         return True
-
-    def _queue(self, call: Call) -> Queue[Any]:
-        """Where ``call`` stands when it has to wait."""
-        return self.line if call.lease is None else call.lease
 
     def _limit_wait(self, call: Call) -> None:
         """Without the lock: the caller's timer was not set, or is over while it had a worker."""
@@ -534,7 +520,7 @@ class Dispatcher:
     def _serve_lease(self, lease: LeaseState, wakes: list[Waiter]) -> None:
         if lease.moved is not None:
             self._settle(lease, wakes)
-        while lease.free and (lease.waiting or self._recall_first(lease)):
+        while lease.free and (lease.waiting or self.ahead.recall_first(lease)):
             self._assign(lease.pop(), lease.free.pop(), None, wakes)
             lease.moved = None
 
@@ -597,58 +583,10 @@ class Dispatcher:
     # -- sending ahead -----------------------------------------------------------------------------
 
     def look_ahead(self, worker: Worker, home: asyncio.AbstractEventLoop) -> None:
-        """See ``Host.look_ahead``.
-
-        Only where all workers have enough to do: what waits behind one cannot be had by another
-        without being taken back.
-        """
-        if self.counters.mean_call_seconds > self.ahead_seconds:
-            return
-        with self.lock:
-            slot = worker.slot
-            running = slot.call
-            if (
-                running is None
-                or running.home is not home
-                or slot.worker is not worker
-                or worker.ahead is not None
-                or worker.leaving
-                or self._recalling is not None
-            ):
-                return
-            lease = slot.lease
-            queue: Queue[Any]
-            if lease is None:
-                queue, workers = self.line, self.line.workers
-            elif lease.open:
-                queue, workers = lease, lease.workers
-            else:
-                return
-            recalled = bool(queue.ahead) and self._recall_for(queue, has_other=True)
-            if len(queue) >= workers and queue.waiting:
-                call = next(iter(queue.waiting))
-                if isinstance(call, Call) and call.home is home and worker.may_put_ahead(call):
-                    self._send_ahead(worker, call)
-            if recalled:
-                self._keep_order(queue)
-
-    def _send_ahead(self, worker: Worker, call: Call) -> None:
-        """Under the lock: ``call``, the first of its line, goes to ``worker``.
-
-        All is noted before: whatever a signal handler raises here, what lies there must not stand
-        in line as well.
-        """
-        self._recalling = worker, call, [call.payload]  # where it is until it is sent
-        call.begun = 0.0
-        call.ahead = worker
-        worker.ahead = call
-        queue = self._queue(call)
-        queue.ahead[call] = None
-        del queue.waiting[call]
-        self._recalling = None
-        if not worker.put_ahead(call):
-            self._recalling = worker, call, [call.payload]
-            self._finish_recall()
+        """See ``Host.look_ahead``."""
+        if self.counters.mean_call_seconds <= self.ahead.seconds:
+            with self.lock:
+                self.ahead.look(worker, home)
 
     def worker_dead(self, worker: Worker) -> None:
         """See ``Host.worker_dead``."""
@@ -657,111 +595,10 @@ class Dispatcher:
             call = worker.ahead
             if call is None:
                 return
-            self._recall(worker)
+            self.ahead.recall(worker)
             self._serve(wakes)
-            self._keep_order(self._queue(call))
+            self.ahead.keep_order(self.line.queue_of(call))
         self._wake(wakes)
-
-    def _recall(self, worker: Worker) -> bool:
-        """Under the lock: have what was sent ahead to ``worker`` stand in its place again.
-
-        False if the worker has begun it; then it has finished the call before, whose outcome only
-        has to be read.
-        """
-        if self._recalling is not None:
-            self._finish_recall()
-        call = worker.ahead
-        if call is None:
-            return True
-        if not self._may_be_recalled(call):
-            return False
-        self._recalling = worker, call, []
-        return self._finish_recall()
-
-    def _finish_recall(self) -> bool:
-        """Under the lock: go on with the recall that was begun.
-
-        A signal handler that raises may have interrupted somebody in it, at any point. Then others
-        have the lock before this is called again; the order is such that nobody goes on with the
-        call before it stands in line, and that all of it may be done again.
-        """
-        assert self._recalling is not None
-        worker, call, taken = self._recalling
-        queue = self._queue(call)
-        if worker.ahead is call:
-            worker.take_back(taken)
-            if taken:
-                worker.ahead = None
-        if taken:
-            if call.ahead is worker:
-                queue.ahead.pop(call, None)
-                call.ahead = None
-            if call.state == WAITING:
-                queue.rejoin(call)
-        elif call in queue.ahead:
-            del queue.ahead[call]
-            self.counters.calls_started += 1
-        self._recalling = None
-        return bool(taken)
-
-    def _may_be_recalled(self, call: Call) -> bool:
-        """Under the lock: whether nobody has noticed that its worker has begun it."""
-        return call in self._queue(call).ahead
-
-    def _recall_first(self, queue: Queue[Any]) -> bool:
-        """Under the lock: have the first of ``queue`` that was sent ahead stand there again."""
-        while queue.ahead:
-            worker = next(iter(queue.ahead)).ahead
-            assert worker is not None
-            if self._recall(worker):
-                return True
-        return False
-
-    def _recall_for(self, queue: Queue[Any], *, has_other: bool) -> bool:
-        """Under the lock: a worker has time for the first of ``queue`` that was sent ahead.
-
-        ``has_other``: and for another that stands there. Then it is recalled only if the call
-        before it takes so long that it would be overtaken by many. False if none was recalled.
-        """
-        worker = next(iter(queue.ahead)).ahead
-        assert worker is not None
-        before = worker.slot.call
-        if not has_other:
-            return self._recall_first(queue)
-        if before is None or monotonic() - before.begun > self.ahead_seconds:
-            return self._recall(worker)
-        return False
-
-    def _keep_order(self, queue: Queue[Any]) -> None:
-        """Under the lock: one that had left ``queue`` may stand there again, without a worker.
-
-        Who came later and was sent ahead stands behind it again, where not begun yet.
-        """
-        first = next(iter(queue.waiting), None)
-        if first is not None and queue.ahead:
-            for call in [one for one in queue.ahead if one.since > first.since]:
-                assert call.ahead is not None
-                self._recall(call.ahead)
-
-    def _promote(self, worker: Worker) -> Call:
-        """Under the lock: the worker has finished its call, and goes on with what it has."""
-        call = worker.ahead
-        assert call is not None
-        if self._may_be_recalled(call):
-            del self._queue(call).ahead[call]
-            self.counters.calls_started += 1
-        # It stays the one that was sent ahead until all else says that it runs: if a signal handler
-        # raises before, its worker still is what has it.
-        call.begun = monotonic()
-        slot = worker.slot
-        if slot.worker is worker:
-            slot.call = call
-        call.slot = slot
-        call.worker = worker
-        if call.state == WAITING:  # and has not been given up
-            call.state = RUNNING
-        worker.ahead = None
-        return call
 
     # -- leaving -----------------------------------------------------------------------------------
 
@@ -770,12 +607,12 @@ class Dispatcher:
         wakes: list[Waiter] = []
         worker = None
         with self.lock:
-            if self._recalling is not None:
-                self._finish_recall()
+            if self.ahead.recalling is not None:
+                self.ahead.finish()
             if (
                 waiter.state == WAITING
                 and waiter.ahead is not None
-                and not self._recall(waiter.ahead)
+                and not self.ahead.recall(waiter.ahead)
             ):
                 worker = waiter.ahead  # has begun it
                 worker.leaving = True
@@ -795,10 +632,10 @@ class Dispatcher:
                     self.counters.calls_abandoned += 1
                     worker = waiter.worker
                     assert worker is not None
-                    if not self._recall(worker):
+                    if not self.ahead.recall(worker):
                         worker = None  # it has finished, and is at another call
                     else:
-                        self._keep_order(self._queue(waiter))
+                        self.ahead.keep_order(self.line.queue_of(waiter))
                         if waiter.home is not None and worker.has_answered():
                             worker = None  # it has finished, and is free when that is read
                         else:
@@ -840,11 +677,11 @@ class Dispatcher:
         """Take a waiter whose time is up out of the line; false if it was granted meanwhile."""
         wakes: list[Waiter] = []
         with self.lock:
-            if self._recalling is not None:
-                self._finish_recall()
+            if self.ahead.recalling is not None:
+                self.ahead.finish()
             if waiter.state != WAITING:
                 return False
-            if waiter.ahead is not None and not self._recall(waiter.ahead):
+            if waiter.ahead is not None and not self.ahead.recall(waiter.ahead):
                 return False
             self._refused[waiter] = error
             self._leave_line(waiter, wakes)
@@ -920,7 +757,7 @@ class Dispatcher:
         interrupted.
         """
         while lease.ahead:
-            self._recall_first(lease)
+            self.ahead.recall_first(lease)
         if lease.moved is not None:
             self._settle(lease, wakes)
         if lease.open:
@@ -995,7 +832,7 @@ class Dispatcher:
         """
         with self.lock:
             while self.line.ahead:
-                self._recall_first(self.line)  # to be refused with those who wait there
+                self.ahead.recall_first(self.line)  # to be refused with those who wait there
             self._settle(self.line, [])
             self.closed = why
             closing()
@@ -1076,7 +913,9 @@ class Dispatcher:
         with self.lock:
             for waiter in list(self._refused):
                 if waiter.state == WAITING:  # to refuse it was interrupted
-                    (self._queue(waiter) if isinstance(waiter, Call) else self.line).leave(waiter)
+                    (self.line.queue_of(waiter) if isinstance(waiter, Call) else self.line).leave(
+                        waiter
+                    )
                     self.line.recount()
                     waiter.state = GONE
                 elif waiter.state != GONE:
@@ -1099,125 +938,149 @@ class Dispatcher:
 
     def look(self, now: float) -> Due:
         """Find what is due at ``now`` (monotonic), and condemn the workers of overdue calls."""
-        due = math.inf
-        soft: list[LeaseState] = []
-        hard: list[LeaseState] = []
-        dropped: list[LeaseState] = []
-        overdue: list[tuple[Worker, Call]] = []
-        lost: list[tuple[Worker, Call]] = []
-        stale: list[Waiter] = []
-        untold: list[Waiter] = []
+        due = Due()
         wakes: list[Waiter] = []
-        later = PICKUP_SECONDS / 5
         with self.lock:
-            if self._recalling is not None:
-                self._finish_recall()
+            if self.ahead.recalling is not None:
+                self.ahead.finish()
             if self.line.moved is not None:
                 self._settle(self.line, wakes)
             for lease in list(self.leases):
-                if not lease.open:  # to close it was interrupted
-                    self._close_lease(lease, wakes)
-                    continue
-                if lease.moved is not None or (lease.free and len(lease)):
-                    self._serve_lease(lease, wakes)
-                if lease.in_hands is not None and lease.in_hands() is None:
-                    # The collector forgets it some time before its finalizer has run.
-                    lease.gone_since = since = lease.gone_since or now
-                    if since + PICKUP_SECONDS <= now:
-                        lease.dropped = True
-                        dropped.append(lease)
-                        continue
-                    due = min(due, since + PICKUP_SECONDS)
-                if lease.hard_expires_at <= now:
-                    hard.append(lease)
-                    continue
-                due = min(due, lease.hard_expires_at)
-                if not lease.soft_expiry_told:
-                    if lease.soft_expires_at <= now:
-                        lease.soft_expiry_told = True
-                        soft.append(lease)
-                    else:
-                        due = min(due, lease.soft_expires_at)
+                self._look_at_lease(lease, now, due, wakes)
             for pool in self.line.pools:
                 for slot in pool.slots:
-                    call, worker = slot.call, slot.worker
-                    if worker is None or worker.leaving:
-                        continue
-                    if call is None:
-                        self._find_lost(slot, wakes)
-                    elif call.state == RUNNING or (
-                        worker.ahead is not None and not self._may_be_recalled(worker.ahead)
-                    ):
-                        deadline = worker.deadline
-                        late = deadline is not None and deadline <= now
-                        closed = call.home is not None and call.home.is_closed()
-                        if (late or closed) and not self._recall(worker) and not closed:
-                            # Its loop has not read the outcome yet. Another call is running.
-                            call = worker.ahead
-                            assert call is not None
-                            if not call.begun:
-                                call.begun = now
-                                deadline = now + call.timeout if call.timeout is not None else None
-                                worker.deadline = deadline
-                                late = False
-                        if late and worker.ahead is None and worker.has_answered():
-                            # Its loop is busy, and is given time to read that.
-                            assert deadline is not None
-                            deadline += PICKUP_SECONDS
-                            late = deadline <= now
-                        if late or closed:
-                            worker.leaving = True
-                            self._keep_order(self.line if slot.lease is None else slot.lease)
-                            (overdue if late else lost).append((worker, call))
-                        elif deadline is not None:
-                            due = min(due, deadline)
-                    elif call.state != GRANTED:
-                        # Nobody knows whether the worker is still at it.
-                        worker.leaving = True
-                        lost.append((worker, call))
+                    self._look_at_slot(slot, now, due, wakes)
+            told: list[Waiter] = []
             for waiter, since in list(self._granted.items()):
-                if waiter.state != GRANTED and since + PICKUP_SECONDS <= now:
-                    # Who took it may have been interrupted before it was done.
-                    del self._granted[waiter]
-                    if isinstance(waiter, Call) and waiter.state == RUNNING and not waiter.begun:
-                        assert waiter.worker is not None
-                        waiter.worker.leaving = True
-                        lost.append((waiter.worker, waiter))
-                        waiter.state = DONE
-                        waiter.error = _interrupted(waiter)
-                        untold.append(waiter)
-                    elif not isinstance(waiter, Call):
-                        untold.append(waiter)
-                elif since + PICKUP_SECONDS <= now:
-                    stale.append(waiter)
-                else:
-                    due = min(due, since + PICKUP_SECONDS)
-                    if waiter.home is not None and not waiter.reminded and since + later <= now:
-                        # Who should have told its loop may have been interrupted.
-                        waiter.reminded = True
-                        wakes.append(waiter)
-            for waiter in stale:
-                if waiter.home is None:
-                    # A blocking caller picks up as soon as it is woken. Who should have woken it
-                    # may have been interrupted.
-                    self._granted[waiter] = now
-                    due = min(due, now + PICKUP_SECONDS)
-                    continue
-                error = LeaseUnavailableError(
-                    f"What was granted to this caller of {self.name!r} was not picked up within "
-                    f"{PICKUP_SECONDS:g} s, because its event loop did not run; it went to the "
-                    "next in line. Do not block or stop the loop while awaiting a worker.",
-                )
-                self._take_back(waiter, error, wakes)
+                if waiter in self._granted:  # or it was settled with another
+                    self._look_at_grant(waiter, since, now, due, wakes, told)
             if len(self.line) and any(pool.idle for pool in self.line.pools):
                 self._serve(wakes)
             if not self.line.waiting:  # to count them may have been interrupted
                 self.line.requests = self.line.requested = 0
         self._tell_refused()
-        for waiter in [*stale, *untold]:
+        for waiter in told:
             waiter.wake_from_anywhere()
         self._wake(wakes)
-        return Due(due, soft, hard, dropped, overdue, lost)
+        return due
+
+    def _look_at_lease(self, lease: LeaseState, now: float, due: Due, wakes: list[Waiter]) -> None:
+        """Under the lock: what is late, or was interrupted, in a lease."""
+        if not lease.open:  # to close it was interrupted
+            self._close_lease(lease, wakes)
+            return
+        if lease.moved is not None or (lease.free and len(lease)):
+            self._serve_lease(lease, wakes)
+        if lease.in_hands is not None and lease.in_hands() is None:
+            # The collector forgets it some time before its finalizer has run.
+            lease.gone_since = since = lease.gone_since or now
+            if since + PICKUP_SECONDS <= now:
+                lease.dropped = True
+                due.dropped.append(lease)
+                return
+            due.by(since + PICKUP_SECONDS)
+        if lease.hard_expires_at <= now:
+            due.hard.append(lease)
+            return
+        due.by(lease.hard_expires_at)
+        if lease.soft_expiry_told:
+            return
+        if lease.soft_expires_at <= now:
+            lease.soft_expiry_told = True
+            due.soft.append(lease)
+        else:
+            due.by(lease.soft_expires_at)
+
+    def _look_at_slot(self, slot: Slot, now: float, due: Due, wakes: list[Waiter]) -> None:
+        """Under the lock: whether the call of a worker is over its time, or nobody has it."""
+        call, worker = slot.call, slot.worker
+        if worker is None or worker.leaving:
+            return
+        if call is None:
+            self._find_lost(slot, wakes)
+        elif call.state == RUNNING or (
+            worker.ahead is not None and not self.ahead.may_be_recalled(worker.ahead)
+        ):
+            self._look_at_call(call, worker, now, due)
+        elif call.state != GRANTED:
+            # Nobody knows whether the worker is still at it.
+            worker.leaving = True
+            due.lost.append((worker, call))
+
+    def _look_at_call(self, call: Call, worker: Worker, now: float, due: Due) -> None:
+        """Under the lock: end ``worker`` if its call is overdue, or of a closed loop."""
+        deadline = worker.deadline
+        late = deadline is not None and deadline <= now
+        closed = call.home is not None and call.home.is_closed()
+        if (late or closed) and not self.ahead.recall(worker) and not closed:
+            # Its loop has not read the outcome yet. Another call is running.
+            following = worker.ahead
+            assert following is not None
+            if not following.begun:
+                following.begun = now
+                seconds = following.timeout
+                worker.deadline = deadline = now + seconds if seconds is not None else None
+                late = False
+            call = following
+        if late and worker.ahead is None and worker.has_answered():
+            # Its loop is busy, and is given time to read that.
+            assert deadline is not None
+            deadline += PICKUP_SECONDS
+            late = deadline <= now
+        if late or closed:
+            worker.leaving = True
+            lease = worker.slot.lease
+            self.ahead.keep_order(self.line if lease is None else lease)
+            (due.overdue if late else due.lost).append((worker, call))
+        elif deadline is not None:
+            due.by(deadline)
+
+    def _look_at_grant(
+        self,
+        waiter: Waiter,
+        since: float,
+        now: float,
+        due: Due,
+        wakes: list[Waiter],
+        told: list[Waiter],
+    ) -> None:
+        """Under the lock: whether what ``waiter`` was granted at ``since`` has been picked up.
+
+        ``told``: those who are to look at what became of it.
+        """
+        if since + PICKUP_SECONDS > now:
+            due.by(since + PICKUP_SECONDS)
+            remind = waiter.home is not None and not waiter.reminded
+            if remind and since + PICKUP_SECONDS / 5 <= now:
+                # Who should have told its loop may have been interrupted.
+                waiter.reminded = True
+                wakes.append(waiter)
+        elif waiter.state != GRANTED:
+            # Who took it may have been interrupted before it was done.
+            del self._granted[waiter]
+            if not isinstance(waiter, Call):
+                told.append(waiter)
+            elif waiter.state == RUNNING and not waiter.begun:
+                assert waiter.worker is not None
+                waiter.worker.leaving = True
+                due.lost.append((waiter.worker, waiter))
+                waiter.state = DONE
+                waiter.error = _interrupted(waiter)
+                told.append(waiter)
+        elif waiter.home is None:
+            # A blocking caller picks up as soon as it is woken. Who should have woken it may have
+            # been interrupted.
+            self._granted[waiter] = now
+            due.by(now + PICKUP_SECONDS)
+            told.append(waiter)
+        else:
+            error = LeaseUnavailableError(
+                f"What was granted to this caller of {self.name!r} was not picked up within "
+                f"{PICKUP_SECONDS:g} s, because its event loop did not run; it went to the "
+                "next in line. Do not block or stop the loop while awaiting a worker.",
+            )
+            self._take_back(waiter, error, wakes)
+            told.append(waiter)
 
     def _find_lost(self, slot: Slot, wakes: list[Waiter]) -> None:
         """Under the lock: free an idle worker that nobody has.

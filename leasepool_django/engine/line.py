@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..backends.base import Worker
     from .lease import LeaseState
 
-__all__ = ["Call", "Line", "Pool", "Queue", "Request", "Slot", "Waiter"]
+__all__ = ["Call", "Counters", "Line", "Pool", "Queue", "Request", "Slot", "Waiter"]
 
 W = TypeVar("W", bound="Waiter")
 
@@ -31,6 +31,20 @@ GRANTED = 2  # given to another loop or thread that has not picked it up yet
 RUNNING = 3  # a call on its worker; a request whose lease is in the caller's hands
 DONE = 4
 GONE = 5  # cancelled, timed out or withdrawn; whoever holds it must not act on it any more
+
+
+class Counters:
+    """Totals since the start; guarded by the dispatcher's lock."""
+
+    calls_started = 0
+    calls_finished = 0
+    calls_abandoned = 0
+    leases_granted = 0
+    leases_expired = 0
+    rejected = 0
+    leases_ended = 0
+    mean_call_seconds = 0.0
+    mean_lease_seconds = 0.0  # how long leases are held
 
 
 class Waiter:
@@ -224,6 +238,10 @@ class Line(Queue[Waiter]):
         self.pools: list[Pool] = []
         self.requests = 0
         self.requested = 0
+
+    def queue_of(self, call: Call) -> Queue[Any]:
+        """Where ``call`` stands when it has to wait."""
+        return self if call.lease is None else call.lease
 
     def count(self, request: Request, sign: int) -> None:
         """``request`` has come (``1``) or gone (``-1``)."""

@@ -167,7 +167,7 @@ def _manager(plan: Plan, logger: logging.Logger, marks: Path) -> LeasedExecutorM
         start_timeout=15.0,
     )
     # Long calls are sent ahead as well: there is more time for something to happen to them.
-    manager._supervisor.dispatcher.ahead_seconds = math.inf
+    manager._supervisor.dispatcher.ahead.seconds = math.inf
     return manager
 
 
