@@ -6,6 +6,7 @@ Long because it is a list of short functions, each of which has to be found by a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import ctypes
 import errno
@@ -911,6 +912,21 @@ class Generating:
 
 
 generating = Generating()
+
+
+@contextlib.contextmanager
+def managing() -> Iterator[None]:
+    yield
+
+
+@contextlib.asynccontextmanager
+async def managing_async() -> AsyncIterator[None]:
+    yield
+
+
+def give_a_context_manager() -> contextlib.AbstractContextManager[None]:
+    """Can: its body has run."""
+    return managing()
 
 
 def give_a_generator() -> Iterator[int]:

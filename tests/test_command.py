@@ -451,6 +451,12 @@ class TestProgress:
     def test_no_progress_draws_no_bar(self) -> None:
         assert self.on_a_terminal(f"{JOBS}.double", "1", "2", "--no-progress") == ""
 
+    def test_the_least_verbosity_prints_the_results_and_nothing_else(self) -> None:
+        assert self.on_a_terminal(f"{JOBS}.double", "1", "2", "--verbosity", "0") == ""
+        done = run(f"{JOBS}.double", "20", "--verbosity", "0")
+        (line,) = done.stdout.splitlines()
+        assert line.startswith("double(20) = 40  (worker ")
+
 
 class TestCalledFromPython:
     def test_results_go_to_the_given_stream_and_no_pool_is_left(self) -> None:

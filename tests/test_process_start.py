@@ -51,6 +51,8 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "partial_generator",
         "wrapped_generator",
         "generating",
+        "managing",
+        "managing_async",
     ],
 )
 def test_an_initializer_whose_body_would_not_run_fails_the_start(name: str, backend: str) -> None:
@@ -58,8 +60,9 @@ def test_an_initializer_whose_body_would_not_run_fails_the_start(name: str, back
     assert "The initializer is a coroutine or generator function" in str(error)
 
 
-def test_what_an_initializer_returns_does_not_matter() -> None:
-    with running(initializer="tests.process_jobs.give_a_generator") as manager:
+@pytest.mark.parametrize("name", ["give_a_generator", "give_a_context_manager"])
+def test_what_an_initializer_returns_does_not_matter(name: str) -> None:
+    with running(initializer=f"tests.process_jobs.{name}") as manager:
         assert manager.run_sync(jobs.echo, 1) == 1
 
 

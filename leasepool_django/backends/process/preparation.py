@@ -15,7 +15,12 @@ import runpy
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    contextmanager,
+    suppress,
+)
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -174,6 +179,8 @@ def initialize(setup: Setup) -> None:
         module, _, name = setup.initializer.rpartition(".")
         initializer = resolve(f"{module}:{name}")
     made = initializer(*(pickle.loads(setup.initargs) if setup.initargs is not None else ()))
+    if isinstance(made, AbstractContextManager | AbstractAsyncContextManager):
+        made = getattr(made, "gen", made)  # by contextlib, whose decorators hide a generator
     match made:
         case types.CoroutineType():
             made.close()  # it will not be awaited
@@ -186,8 +193,8 @@ def initialize(setup: Setup) -> None:
             has_run = True
     if not has_run:
         raise TypeError(
-            "The initializer is a coroutine or generator function, whose body has not run. "
-            "Name a plain function."
+            "The initializer is a coroutine or generator function, or a context manager made of "
+            "one, whose body has not run. Name a plain function."
         )
 
 

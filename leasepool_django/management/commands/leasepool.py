@@ -171,7 +171,9 @@ class Command(BaseCommand):
             self.stdout,
             self.stderr,
             as_json=options["as_json"],
-            progress=self.stderr.isatty() and not options["no_progress"],
+            progress=self.stderr.isatty()
+            and not options["no_progress"]
+            and options["verbosity"] > 0,
         )
         # What is printed in this process: by threads, and while comparing.
         apart = options["as_json"] and self._has_own_process
@@ -247,12 +249,13 @@ class Command(BaseCommand):
             report.close()
             if not was_running:
                 await manager.stop(grace=0)
-        report.summary(
-            seconds=seconds,
-            start_seconds=leased - start,
-            workers=lease.workers,
-            pool=options["pool"],
-        )
+        if options["verbosity"]:
+            report.summary(
+                seconds=seconds,
+                start_seconds=leased - start,
+                workers=lease.workers,
+                pool=options["pool"],
+            )
         return seconds
 
     async def _run_one(
