@@ -131,7 +131,11 @@ def test_an_interruption_at_any_step_of_reading_an_outcome_leaves_nobody_waiting
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Each line in turn: every caller is told, nothing is run twice, and no worker is lost."""
+    """Each line in turn: every caller is told, nothing is run twice, and no worker is lost.
+
+    One loop has the odd lines and the other the even ones.
+    """
+    first = 1 if loop_runner.name == "asyncio" else 2
     monkeypatch.setattr(SendingAhead, "seconds", math.inf if ahead else 0.0)
     monkeypatch.setattr(housekeeper, "TICK", 0.01)
     caplog.set_level(logging.CRITICAL)
@@ -163,14 +167,14 @@ def test_an_interruption_at_any_step_of_reading_an_outcome_leaves_nobody_waiting
     async def trials(manager: LeasedExecutorManager) -> list[str]:
         await manager.start()
         found: list[str] = []
-        while where := await trial(manager, len(found) + 1):
+        while where := await trial(manager, first + 2 * len(found)):
             found.append(where)
         await manager.stop()
         return found
 
     with running(backend="process") as manager:
         found = loop_runner(trials(manager))
-    assert len(found) > 50
+    assert len(found) > 25
 
 
 @pytest.mark.parametrize("what", ["call", "lease"])

@@ -227,7 +227,7 @@ def test_leases_in_rubbish_are_found_whenever_the_collector_runs() -> None:
             assert await manager.options(timeout=20).run(jobs.add, number) == number
             gc.collect()
 
-    rounds = 20
+    rounds = 8
     thresholds = gc.get_threshold()
     with running(2) as manager, noted_warnings() as warned:
         gc.set_threshold(3, 1, 1)

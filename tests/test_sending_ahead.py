@@ -189,7 +189,7 @@ def test_each_runs_at_most_once_though_workers_are_killed(
                     break
 
     async def calls() -> list[Any]:
-        numbers = range(1_500)
+        numbers = range(800)
         return await outcomes(
             started(manager.run, *((jobs.mark_number_and_work, path, n) for n in numbers))
         )
