@@ -25,10 +25,10 @@ TOLERANCE = 1.25
 TRIES = 3  # a noisy neighbour spoils one run, and hardly three
 STORED_RUNS = 5
 
-# In place of goals whose figure needs many peers, or says more about the machine. Against peers in
-# Python: what Python costs beside a bare socket, above all after a switch between processes,
-# differs between machines by a factor of two. For calls in flight that is the one which an event
-# loop drives, as it does here.
+# In place of goals whose figure needs many peers, or says more about the machine. Tiny calls are
+# compared with peers in Python, and not with bare pipes and sockets: what Python costs beside
+# those, above all after a switch between processes, differs between machines by a factor of two. In
+# flight that is anyio, which an event loop drives as well.
 STANDING_IN = (
     *(Goal("latency", "p50", one, "stdlib", 1.0) for one in ("lease", "run", "django")),
     *(

@@ -7,11 +7,12 @@ import linecache
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from leasepool_django.backends.process import driver
-from leasepool_django.engine import dispatcher, lease, line
+from leasepool_django.engine import ahead, dispatcher, lease, line
 
 __all__ = ["Interrupter", "Interruption"]
 
@@ -27,7 +28,7 @@ class Interrupter:
     third may have been sent ahead by then.
     """
 
-    FILES = frozenset(module.__file__ for module in (dispatcher, lease, line, driver))
+    FILES = frozenset(module.__file__ for module in (ahead, dispatcher, lease, line, driver))
 
     def __init__(self, root: Callable[..., Any], step: int) -> None:
         self.left = step
@@ -63,7 +64,8 @@ class Interrupter:
         elif event == "line" and self._called <= 2 and not self._leaves_block(frame):
             self.left -= 1
             if not self.left:
-                self.where = f"{frame.f_code.co_name}:{frame.f_lineno}"
+                file = Path(frame.f_code.co_filename).name
+                self.where = f"{file}: {frame.f_code.co_name}:{frame.f_lineno}"
                 raise Interruption
         return self._within
 

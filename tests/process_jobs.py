@@ -929,6 +929,30 @@ def give_a_context_manager() -> contextlib.AbstractContextManager[None]:
     return managing()
 
 
+@functools.wraps(managing)
+def enter_a_context_manager() -> contextlib.AbstractContextManager[None]:
+    """Can: it has begun the body."""
+    manager = managing()
+    manager.__enter__()
+    return manager
+
+
+class Odd:
+    """A context manager of somebody's own."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise KeyError(name)
+
+
+def give_an_odd_one() -> Odd:
+    """Can: nobody looks into it."""
+    return Odd()
+
+
 def give_a_generator() -> Iterator[int]:
     """Can: whatever it returns, its body has run."""
     return (number for number in range(3))

@@ -29,7 +29,7 @@ from leasepool_django.engine import dispatcher, housekeeper
 from leasepool_django.engine.ahead import SendingAhead
 from leasepool_django.engine.dispatcher import Dispatcher
 from tests import jobs, process_jobs
-from tests.conftest import LoopRunner
+from tests.conftest import HAS_UVLOOP, LoopRunner
 from tests.interrupter import Interrupter, Interruption
 from tests.managers import noted_warnings, running, wait_all_idle
 from tests.stage import Stage
@@ -133,9 +133,10 @@ def test_an_interruption_at_any_step_of_reading_an_outcome_leaves_nobody_waiting
 ) -> None:
     """Each line in turn: every caller is told, nothing is run twice, and no worker is lost.
 
-    One loop has the odd lines and the other the even ones.
+    One loop has the odd lines and the other the even ones, where there are two.
     """
-    first = 1 if loop_runner.name == "asyncio" else 2
+    first = 2 if loop_runner.name == "uvloop" else 1
+    each = 2 if HAS_UVLOOP else 1
     monkeypatch.setattr(SendingAhead, "seconds", math.inf if ahead else 0.0)
     monkeypatch.setattr(housekeeper, "TICK", 0.01)
     caplog.set_level(logging.CRITICAL)
@@ -167,14 +168,15 @@ def test_an_interruption_at_any_step_of_reading_an_outcome_leaves_nobody_waiting
     async def trials(manager: LeasedExecutorManager) -> list[str]:
         await manager.start()
         found: list[str] = []
-        while where := await trial(manager, first + 2 * len(found)):
+        while where := await trial(manager, first + each * len(found)):
             found.append(where)
         await manager.stop()
         return found
 
     with running(backend="process") as manager:
         found = loop_runner(trials(manager))
-    assert len(found) > 25
+    assert len(found) > 40
+    assert any("ahead.py" in where for where in found) == ahead, found
 
 
 @pytest.mark.parametrize("what", ["call", "lease"])

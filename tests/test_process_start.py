@@ -60,7 +60,15 @@ def test_an_initializer_whose_body_would_not_run_fails_the_start(name: str, back
     assert "The initializer is a coroutine or generator function" in str(error)
 
 
-@pytest.mark.parametrize("name", ["give_a_generator", "give_a_context_manager"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "give_a_generator",
+        "give_a_context_manager",
+        "enter_a_context_manager",
+        "give_an_odd_one",
+    ],
+)
 def test_what_an_initializer_returns_does_not_matter(name: str) -> None:
     with running(initializer=f"tests.process_jobs.{name}") as manager:
         assert manager.run_sync(jobs.echo, 1) == 1

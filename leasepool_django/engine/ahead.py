@@ -1,9 +1,10 @@
 """Short calls that are sent to a busy worker before it has finished the one before.
 
-The call waits in line all the same, and can be taken back until its worker begins it: by another
-worker that has time, because its own is ended, or as an older one has to stand in line again.
-docs/architecture.md, "Sending ahead", tells why and when. Called under the dispatcher's lock, all
-of it; a backend takes part by ``Worker.may_put_ahead``, ``put_ahead`` and ``take_back``.
+The call waits in line all the same, and can be taken back until its worker begins it: for another
+worker that has time, because its own is ended, because an older one has to stand in line again, or
+because nobody waits for it any more. docs/architecture.md, "Sending ahead", tells why and when. All
+of this is called under the dispatcher's lock; a backend takes part by ``Worker.may_put_ahead``,
+``put_ahead`` and ``take_back``.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ class SendingAhead:
 
     ``seconds``: calls that take less, in the mean, are sent ahead, or a worker would wait for each;
     one that has been behind another for longer goes to the next worker that has time.
-    ``recalling``: what is being taken back, from whom, and the message once this process has it. If
-    it is not ``None``, somebody was interrupted, and ``finish`` has to come before all else.
+    ``recalling``: which call is on its way there or back, with whose worker, and the message while
+    this process has it. If it is not ``None``, somebody was interrupted, and ``finish`` has to come
+    before anything else that concerns calls sent ahead.
     """
 
     seconds = 0.001
 
     def __init__(self, line: Line, counters: Counters) -> None:
-        self._line = line
+        self.line = line
         self._counters = counters
         self.recalling: tuple[Worker, Call, list[bytes]] | None = None
 
     def look(self, worker: Worker, home: asyncio.AbstractEventLoop) -> None:
-        """Perhaps send ``worker``, which runs a call of ``home``'s, the next one from there.
+        """Perhaps send ``worker``, which runs a call of ``home``'s, the next call of its line.
 
         Only where all workers have enough to do: what waits behind one cannot be had by another
         without being taken back.
@@ -56,7 +58,7 @@ class SendingAhead:
         lease = slot.lease
         queue: Queue[Any]
         if lease is None:
-            queue, workers = self._line, self._line.workers
+            queue, workers = self.line, self.line.workers
         elif lease.open:
             queue, workers = lease, lease.workers
         else:
@@ -79,7 +81,7 @@ class SendingAhead:
         call.begun = 0.0
         call.ahead = worker
         worker.ahead = call
-        queue = self._line.queue_of(call)
+        queue = self.line.queue_of(call)
         queue.ahead[call] = None
         del queue.waiting[call]
         self.recalling = None
@@ -112,7 +114,7 @@ class SendingAhead:
         """
         assert self.recalling is not None
         worker, call, taken = self.recalling
-        queue = self._line.queue_of(call)
+        queue = self.line.queue_of(call)
         if worker.ahead is call:
             worker.take_back(taken)
             if taken:
@@ -131,7 +133,7 @@ class SendingAhead:
 
     def may_be_recalled(self, call: Call) -> bool:
         """Whether nobody has noticed that its worker has begun it."""
-        return call in self._line.queue_of(call).ahead
+        return call in self.line.queue_of(call).ahead
 
     def recall_first(self, queue: Queue[Any]) -> bool:
         """Have the first of ``queue`` that was sent ahead stand there again."""
@@ -173,7 +175,7 @@ class SendingAhead:
         call = worker.ahead
         assert call is not None
         if self.may_be_recalled(call):
-            del self._line.queue_of(call).ahead[call]
+            del self.line.queue_of(call).ahead[call]
             self._counters.calls_started += 1
         # It stays the one that was sent ahead until all else says that it runs: if a signal handler
         # raises before, its worker still is what has it.

@@ -952,7 +952,7 @@ class Dispatcher:
                     self._look_at_slot(slot, now, due, wakes)
             told: list[Waiter] = []
             for waiter, since in list(self._granted.items()):
-                if waiter in self._granted:  # or it was settled with another
+                if self._granted.get(waiter) == since:  # as it was; a precaution
                     self._look_at_grant(waiter, since, now, due, wakes, told)
             if len(self.line) and any(pool.idle for pool in self.line.pools):
                 self._serve(wakes)

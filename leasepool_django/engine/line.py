@@ -1,9 +1,9 @@
 """The strict first-in-first-out line, and the account of which worker is where.
 
 Pure bookkeeping: no thread, no lock, no clock, no I/O, so that it can be checked against a model.
-The ``Dispatcher`` calls everything here under its lock. A worker's place is a ``Slot``; at any
-moment a slot is in exactly one of these: its pool's ``idle`` list, a lease, a running call, or
-out of service (no ready worker).
+Everything here is called under the dispatcher's lock, which guards the ``Counters`` too. A worker's
+place is a ``Slot``; at any moment a slot is in exactly one of these: its pool's ``idle`` list, a
+lease, a running call, or out of service (no ready worker).
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ class Report:
     records: int = 0
     joined: int = 0
     granted: int = 0
+    sent_ahead: int = 0
     longest_line: int = 0
     bound: int = 0
     samples: Samples = field(default_factory=Samples)
@@ -78,8 +79,9 @@ class Report:
             f"{self.samples.longest_difference:.2f} s"
         )
         yield (
-            f"line: {self.joined} joined, {self.granted} were served in that order, at most "
-            f"{self.longest_line} waited; {self.records} log records"
+            f"line: {self.joined} joined, {self.granted} were served in that order, "
+            f"{self.sent_ahead} of them sent ahead, at most {self.longest_line} waited; "
+            f"{self.records} log records"
         )
         for number, quiet in enumerate(self.quiet):
             yield (

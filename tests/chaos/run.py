@@ -141,6 +141,7 @@ def run(plan: Plan) -> Report:
     report.calls, report.outcomes = ledger.calls, ledger.outcomes
     report.records, report.leases = records.seen, world.leases
     report.joined, report.granted, report.longest_line = watch.joined, watch.granted, watch.longest
+    report.sent_ahead = watch.sent_ahead
     report.wrong = ledger.wrong
     return report
 
@@ -352,6 +353,8 @@ def _check(ledger: Ledger, report: Report, watch: LineWatch, killed: set[int]) -
         ledger.offend(
             f"{ledger.crashes_by_server} calls failed for {server_kills} killed fork servers"
         )
+    if not watch.sent_ahead:
+        ledger.offend("no call was sent ahead of its turn")
     if watch.granted > watch.joined:
         ledger.offend(f"{watch.granted} were served of {watch.joined} in line")
     if abs(grown := report.growth()) > FLAT_BYTES:

@@ -54,6 +54,7 @@ class LineWatch:
     def __init__(self, offend: Callable[[str], None]) -> None:
         self.joined = 0
         self.granted = 0
+        self.sent_ahead = 0
         self.longest = 0
         self._offend = offend
         # dicts are ordered: the first key is the one that joined first.
@@ -98,6 +99,7 @@ class _Waiting(OrderedDict[Waiter, None]):
 
     def __delitem__(self, waiter: Waiter) -> None:
         super().__delitem__(waiter)
+        self.watch.sent_ahead += waiter.ahead is not None
         self.watch.grant(waiter)
 
     def clear(self) -> None:
@@ -150,7 +152,8 @@ class _WatchedLine(Line):
 def watch_line(manager: LeasedExecutorManager, offend: Callable[[str], None]) -> LineWatch:
     """Observe the line of a manager that has not been started yet."""
     watch = LineWatch(offend)
-    manager._dispatcher.line = _WatchedLine(watch)
+    account = manager._dispatcher
+    account.line = account.ahead.line = _WatchedLine(watch)
     return watch
 
 

@@ -7,6 +7,7 @@ Standard library only; the parent fills it in, the fork server and every worker 
 # ruff: noqa: PTH100, PTH113
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -15,12 +16,7 @@ import runpy
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    contextmanager,
-    suppress,
-)
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,6 +41,13 @@ BOOT = (
     "source = open(int(sys.argv[1]), 'rb'); "
     "sys.path[:] = marshal.load(source); "
     "importlib.import_module(sys.argv[2]).main(source, *sys.argv[3:])"
+)
+
+
+# What the decorators of contextlib make: they hide a generator.
+_MANAGERS = (
+    contextlib._GeneratorContextManager,  # private: nothing else says what is a manager's alone
+    contextlib._AsyncGeneratorContextManager,  # private: as above
 )
 
 
@@ -179,14 +182,15 @@ def initialize(setup: Setup) -> None:
         module, _, name = setup.initializer.rpartition(".")
         initializer = resolve(f"{module}:{name}")
     made = initializer(*(pickle.loads(setup.initargs) if setup.initargs is not None else ()))
-    if isinstance(made, AbstractContextManager | AbstractAsyncContextManager):
-        made = getattr(made, "gen", made)  # by contextlib, whose decorators hide a generator
+    if isinstance(made, _MANAGERS):
+        made = made.gen
     match made:
         case types.CoroutineType():
             made.close()  # it will not be awaited
             has_run = False
         case types.GeneratorType():
-            has_run = made.gi_code not in _bodies(initializer)
+            begun = made.gi_suspended or made.gi_frame is None
+            has_run = begun or made.gi_code not in _bodies(initializer)
         case types.AsyncGeneratorType():
             has_run = made.ag_code not in _bodies(initializer)
         case _:
