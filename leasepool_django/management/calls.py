@@ -18,7 +18,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, SupportsIndex
@@ -31,9 +31,11 @@ __all__ = [
     "Call",
     "Failure",
     "Outcome",
-    "check_bare_call",
+    "check_call",
     "find_function",
+    "json_value",
     "parse_calls",
+    "parse_kwargs",
     "run_call",
     "shown",
 ]
@@ -144,9 +146,7 @@ def parse_calls(
     object ``kwargs_text`` gives keyword arguments to every call. Raises ``ValueError`` with a
     sentence for the user.
     """
-    kwargs: dict[str, Any] = {}
-    if kwargs_text is not None:
-        kwargs = _json_of_type(dict, "--kwargs", kwargs_text, "an object such as '{\"limit\": 10}'")
+    kwargs = parse_kwargs(kwargs_text)
     calls = [Call((_value(text),), kwargs) for text in arguments]
     for text in lists:
         items = _json_of_type(list, "--args", text, "a list such as '[1, \"two\"]'")
@@ -163,11 +163,28 @@ def _value(text: str) -> Any:
         return text
 
 
-def _json_of_type(kind: type, option: str, text: str, wanted: str) -> Any:
+def json_value(origin: str, text: str) -> Any:
+    """The value of JSON that comes from ``origin``; ``ValueError`` with a sentence if it has none.
+
+    A sentence that begins with ``origin``.
+    """
     try:
-        value = _json(option, text)
+        return _json(origin, text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{option} {_quoted(text)} is not JSON: {error}.") from error
+        raise ValueError(f"{origin} {_quoted(text)} is not JSON: {error}.") from error
+
+
+def parse_kwargs(text: str | None) -> dict[str, Any]:
+    """Read the JSON object with the keyword arguments for every call; ``ValueError`` if none."""
+    if text is None:
+        return {}
+    wanted = "an object such as '{\"limit\": 10}'"
+    kwargs: dict[str, Any] = _json_of_type(dict, "--kwargs", text, wanted)
+    return kwargs
+
+
+def _json_of_type(kind: type, option: str, text: str, wanted: str) -> Any:
+    value = json_value(option, text)
     if not isinstance(value, kind):
         raise ValueError(f"{option} takes {wanted}, not {_quoted(text)}.")
     return value
@@ -239,10 +256,11 @@ def find_function(path: str) -> Callable[..., Any]:
     return fn
 
 
-def check_bare_call(fn: Callable[..., Any], path: str, kwargs: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` with a sentence for the user if ``fn`` needs more than ``kwargs``.
+def check_call(fn: Callable[..., Any], path: str, how: str, call: Call) -> None:
+    """Raise ``ValueError`` with a sentence for the user if ``fn`` does not take what ``call`` has.
 
-    A function that does not say what it takes passes.
+    ``how``: what that is, such as "without an ARG". A function that does not say what it takes
+    passes.
     """
     try:
         # A decorator may supply what the function that it wraps asks for.
@@ -250,9 +268,9 @@ def check_bare_call(fn: Callable[..., Any], path: str, kwargs: Mapping[str, Any]
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(**kwargs)
+        signature.bind(*call.args, **call.kwargs)
     except TypeError as error:
-        raise ValueError(f"{path!r} cannot be called without an ARG or --args: {error}.") from error
+        raise ValueError(f"{path!r} cannot be called {how}: {error}.") from error
 
 
 def _import_path(path: str) -> Any:

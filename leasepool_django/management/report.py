@@ -1,8 +1,8 @@
 """What the ``leasepool`` command prints: results in order, failures, progress, times.
 
-Results go to standard output in the order of the calls, each as soon as it and all before it are
-known. Worker tracebacks and the progress bar go to standard error. Each line is flushed, so that
-whether it could be written is known at once.
+Results go to standard output, or to the file that was named, in the order of the calls, each as
+soon as it and all before it are known. Worker tracebacks and the progress bar go to standard error.
+Each line is flushed, so that whether it could be written is known at once.
 """
 
 from __future__ import annotations
@@ -12,65 +12,50 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from io import FileIO
+from time import monotonic
 from typing import Any
 
 from django.core.management.base import OutputWrapper
 from django.core.serializers.json import DjangoJSONEncoder
 
+from ..backends.process.texts import bounded
 from .calls import Call, Failure, Outcome, shown
 
-__all__ = ["OutputError", "Report"]
+__all__ = ["MapReport", "OutputError", "Printer", "Report"]
 
 _BAR_WIDTH = 30
+_BAR_SECONDS = 0.1  # between two drawings
+_TRACEBACKS = 5  # of failed lines that are printed
+_MAX_CALL_CHARS = 200  # of the call that such a line is
 _CLEAR_LINE = "\r\x1b[K"
 # What a terminal acts upon, but line ends and tabs.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class OutputError(Exception):
-    """A line could not be written, because of the ``OSError`` that ``Report.broken`` is."""
+    """A line could not be written, because of the ``OSError`` that ``Printer.broken`` is."""
 
 
-class Report:
-    """Collects the outcomes of ``calls`` and prints them in order, as text or as JSON lines.
+class Printer:
+    """Writes to both streams, and keeps a progress bar out of the way of all else.
 
-    ``progress``: whether to draw a bar. ``failed``: how many calls have failed so far. ``broken``:
+    ``progress``: whether to draw one. ``failed``: how many calls have failed so far. ``broken``:
     what a write failed with. Methods that print raise ``OutputError`` then, ``close`` and
     ``last_words`` apart.
     """
 
-    def __init__(
-        self,
-        function: str,
-        calls: Sequence[Call],
-        stdout: OutputWrapper,
-        stderr: OutputWrapper,
-        *,
-        as_json: bool,
-        progress: bool,
-    ) -> None:
+    def __init__(self, stdout: OutputWrapper, stderr: OutputWrapper, *, progress: bool) -> None:
         self.failed = 0
         self.broken: OSError | None = None
-        self._function = function
-        self._calls = calls
         self._stdout = stdout
         self._stderr = stderr
-        self._as_json = as_json
         self._progress = progress
-        self._early: dict[int, Outcome] = {}
-        self._known = 0
-        self._printed = 0
-        self._draw_bar()
+        self._bar_at = -_BAR_SECONDS
 
-    def add(self, index: int, outcome: Outcome) -> None:
-        """Take the outcome of call ``index`` and print all that is in order by now."""
-        self._early[index] = outcome
-        self._known += 1
-        self._clear_bar()
-        while self._printed in self._early:
-            self._print(self._printed, self._early.pop(self._printed))
-            self._printed += 1
-        self._draw_bar()
+    def summary(self, *, seconds: float, start_seconds: float, workers: int, pool: str) -> None:
+        """Say how long all calls took together."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Take the progress bar off the screen."""
@@ -83,6 +68,74 @@ class Report:
         self.close()
         with contextlib.suppress(OutputError):
             self._write(self._stderr, text)
+
+    def stopped(self, what: str) -> None:
+        """Say that the work was stopped, by ``what``."""
+        self.last_words(f"{what}: the work was stopped.")
+
+    def _draw_bar(self, known: int, total: int | None) -> None:
+        """Show how many of ``total`` calls are done, unless that was just shown."""
+        if not self._progress or known == total:
+            return
+        now = monotonic()
+        if now - self._bar_at < _BAR_SECONDS:
+            return
+        self._bar_at = now
+        if total is None:
+            self._write_bar(f"\r{known} done")
+            return
+        filled = _BAR_WIDTH * known // total
+        bar = "#" * filled + "." * (_BAR_WIDTH - filled)
+        self._write_bar(f"\r[{bar}] {known}/{total}")
+
+    def _clear_bar(self) -> None:
+        if self._progress:
+            self._write_bar(_CLEAR_LINE)
+            self._bar_at = -_BAR_SECONDS
+
+    def _write_bar(self, text: str) -> None:
+        self._write(self._stderr, text, style_func=str, ending="")
+
+    def _write(self, stream: OutputWrapper, text: str, **how: Any) -> None:
+        try:
+            stream.write(_encodable(text, stream), **how)
+            stream.flush()
+        except OSError as error:
+            self.broken = error
+            raise OutputError(str(error)) from error
+
+
+class Report(Printer):
+    """Collects the outcomes of ``calls`` and prints them in order, as text or as JSON lines."""
+
+    def __init__(
+        self,
+        function: str,
+        calls: Sequence[Call],
+        stdout: OutputWrapper,
+        stderr: OutputWrapper,
+        *,
+        as_json: bool,
+        progress: bool,
+    ) -> None:
+        super().__init__(stdout, stderr, progress=progress)
+        self._function = function
+        self._calls = calls
+        self._as_json = as_json
+        self._early: dict[int, Outcome] = {}
+        self._known = 0
+        self._printed = 0
+        self._draw_bar(0, len(calls))
+
+    def add(self, index: int, outcome: Outcome) -> None:
+        """Take the outcome of call ``index`` and print all that is in order by now."""
+        self._early[index] = outcome
+        self._known += 1
+        self._clear_bar()
+        while self._printed in self._early:
+            self._print(self._printed, self._early.pop(self._printed))
+            self._printed += 1
+        self._draw_bar(self._known, len(self._calls))
 
     def summary(self, *, seconds: float, start_seconds: float, workers: int, pool: str) -> None:
         """Say how long all calls took together; nothing in JSON, where each line stands alone."""
@@ -136,27 +189,86 @@ class Report:
             details = outcome.failure.traceback_text or _what(outcome.failure)
             self._write(self._stderr, _visible(f"{text} failed{where}:\n{details.rstrip()}"))
 
-    def _draw_bar(self) -> None:
-        if not self._progress or self._known == len(self._calls):
-            return
-        filled = _BAR_WIDTH * self._known // len(self._calls)
-        bar = "#" * filled + "." * (_BAR_WIDTH - filled)
-        self._write_bar(f"[{bar}] {self._known}/{len(self._calls)}")
 
-    def _clear_bar(self) -> None:
-        if self._progress:
-            self._write_bar(_CLEAR_LINE)
+class MapReport(Printer):
+    """Writes the outcomes of lines, in their order, each as one JSON object a line.
 
-    def _write_bar(self, text: str) -> None:
-        self._write(self._stderr, text, style_func=str, ending="")
+    ``file``: where to, if not to standard output. ``written``: how many there have been.
+    """
 
-    def _write(self, stream: OutputWrapper, text: str, **how: Any) -> None:
+    file: FileIO | None = None
+    written = 0
+    _total: int | None = None
+
+    def __init__(
+        self,
+        function: str,
+        stdout: OutputWrapper,
+        stderr: OutputWrapper,
+        *,
+        progress: bool,
+    ) -> None:
+        super().__init__(stdout, stderr, progress=progress)
+        self._function = function
+
+    def begin(self, total: int | None) -> None:
+        """There are so many lines to write, if that is known."""
+        self._total = total
+        self._draw_bar(0, total)
+
+    def add(self, line: int, call: Call, outcome: Outcome) -> None:
+        """Write what became of ``line``, which comes after all that were written."""
+        text = _outcome_line({"line": line}, outcome)
+        if self.file is None:
+            self._clear_bar()
+            self._write(self._stdout, text)
+        else:
+            self._write_to_file(self.file, text)
+        self.written += 1
+        if outcome.failure is not None:
+            self.failed += 1
+            self._tell_failure(line, call, outcome.pid, outcome.failure)
+        self._draw_bar(self.written, self._total)
+
+    def _write_to_file(self, file: FileIO, text: str) -> None:
+        rest = memoryview(text.encode() + b"\n")
         try:
-            stream.write(_encodable(text, stream), **how)
-            stream.flush()
+            while rest:
+                rest = rest[file.write(rest) :]
         except OSError as error:
             self.broken = error
             raise OutputError(str(error)) from error
+
+    def _tell_failure(self, line: int, call: Call, pid: int | None, failure: Failure) -> None:
+        if self.failed > _TRACEBACKS:
+            return
+        self._clear_bar()
+        where = "" if pid is None else f" in worker {pid}"
+        details = (failure.traceback_text or _what(failure)).rstrip()
+        text = bounded(call.text(self._function), _MAX_CALL_CHARS)
+        self._write(self._stderr, _visible(f"line {line}: {text} failed{where}:\n{details}"))
+        if self.failed == _TRACEBACKS:
+            self._write(self._stderr, "Further failures are told with the results only.")
+
+    def summary(self, *, seconds: float, start_seconds: float, workers: int, pool: str) -> None:
+        """Say how long all lines took together; on standard error, apart from the results."""
+        self._write(
+            self._stderr,
+            f"{self.written} {'line' if self.written == 1 else 'lines'} on {workers} "
+            f"{'worker' if workers == 1 else 'workers'} of pool {pool!r}: {seconds:.2f} s, after "
+            f"{start_seconds:.2f} s to start the workers.",
+            style_func=str,
+        )
+
+    def stopped(self, what: str) -> None:
+        """Say what is there, too, where it can be gone on with."""
+        if self.file is None or not self.written:
+            super().stopped(what)
+            return
+        self.last_words(
+            f"{what}: the work was stopped. {self.file.name} holds what was done; with --resume "
+            "the same command goes on behind it."
+        )
 
 
 def _encodable(text: str, stream: OutputWrapper) -> str:
@@ -194,12 +306,16 @@ def _visible(text: str) -> str:
 
 
 def _json_line(index: int, call: Call, outcome: Outcome) -> str:
-    line: dict[str, Any] = {"index": index}
+    head: dict[str, Any] = {"index": index}
     for name, value in (("args", call.args), ("kwargs", call.kwargs)):
         # Python reads JSON that is nested a little deeper than what it writes here.
         said = _json({name: value}) is not None
-        line |= {name: value} if said else {f"{name}_repr": shown(value)}
-    line |= {
+        head |= {name: value} if said else {f"{name}_repr": shown(value)}
+    return _outcome_line(head, outcome)
+
+
+def _outcome_line(head: dict[str, Any], outcome: Outcome) -> str:
+    line = head | {
         "ok": outcome.failure is None,
         "pid": outcome.pid,
         "seconds": None if outcome.seconds is None else round(outcome.seconds, 6),
