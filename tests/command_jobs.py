@@ -6,6 +6,7 @@ Those that meet the test do so in the directory named by ``LEASEPOOL_TESTS_MEETI
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -102,6 +103,11 @@ def wait_for_file(name: str) -> str:
     while not (meeting() / name).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     return name
+
+
+def read_all(_value: object) -> str:
+    """What a process that was started here finds on its standard input."""
+    return subprocess.run(["cat"], capture_output=True, text=True, timeout=20, check=True).stdout
 
 
 def touch_file(name: str) -> str:

@@ -1,11 +1,16 @@
-"""``manage.py leasepool map``: from one file of JSON lines to another, in real processes."""
+"""``manage.py leasepool map``: from one file of JSON lines to another, in real processes.
+
+Long because every way the command can end is run as a process of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 
 from tests.command_jobs import RUNNING, STARTED
 from tests.test_command import (
@@ -63,6 +69,12 @@ def written(path: Path, *values: Any) -> str:
     """``path``, with these values as its lines."""
     path.write_text("".join(f"{json.dumps(value)}\n" for value in values))
     return str(path)
+
+
+def catches_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def results(text: str) -> dict[int, Any]:
@@ -196,7 +208,10 @@ class TestMistakes:
             ((f"{JOBS}.double", "--kwargs", '{"value": 1}'), "multiple values for argument"),
             ((f"{JOBS}.double", "--input", "none.jsonl"), "none.jsonl cannot be used: No such"),
             ((f"{JOBS}.double", "--input", "."), ". cannot be used: Is a directory"),
-            ((f"{JOBS}.double", "--output", "none/out"), "none/out cannot be written: No such"),
+            ((f"{JOBS}.double", "--output", "none/out"), "none/out cannot be used: No such"),
+            ((f"{JOBS}.double", "--output", ".", "--overwrite"), ". is a directory; the results"),
+            ((f"{JOBS}.double", "--output", ""), "--output needs the name of a file."),
+            ((f"{JOBS}.double", "--input", ""), "--input needs the name of a file."),
             ((f"{JOBS}.double", "--resume"), "name it, --output"),
             ((f"{JOBS}.double", "--output", "x", "--resume", "--overwrite"), "not allowed with"),
             ((f"{JOBS}.double", "--pool", "reports"), "reports"),
@@ -213,6 +228,13 @@ class TestMistakes:
         assert said in done.stderr
         assert "Traceback" not in done.stderr
         assert not pids(meeting, STARTED)
+
+    def test_a_standard_input_without_a_descriptor_is_told(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO("1"))
+        with pytest.raises(CommandError, match="has no descriptor: name a file, --input"):
+            call_command("leasepool", "map", f"{JOBS}.double")
 
     def test_a_closed_standard_input_is_told(self) -> None:
         line = command("map", f"{JOBS}.double")
@@ -242,12 +264,86 @@ class TestFiles:
         assert map_(*line, "--overwrite").returncode == 0
         assert results(target.read_text()) == {1: 2}
 
-    def test_the_input_is_not_overwritten(self, tmp_path: Path) -> None:
-        source = written(tmp_path / "in.jsonl", 1)
-        done = map_(f"{JOBS}.double", "--input", source, "--output", source, "--overwrite")
+    @pytest.mark.parametrize(
+        "foreign",
+        [
+            '{"precious": 1}',
+            '{"precious": 1}\n',
+            '{"line": 2, "said": "a log"}\n',
+            "[" * 9999 + "\n",
+        ],
+    )
+    def test_a_file_of_somebody_elses_is_not_gone_on_with(
+        self, foreign: str, tmp_path: Path
+    ) -> None:
+        target = tmp_path / "out.jsonl"
+        target.write_text(foreign)
+        done = map_(f"{JOBS}.double", "--output", str(target), "--resume", given="1\n2\n3")
         assert done.returncode == 2
-        assert "is the input; the results need another file." in done.stderr
-        assert Path(source).read_text() == "1\n"
+        assert "cannot be gone on with: its last line is no result of a line." in done.stderr
+        assert target.read_text() == foreign
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            ("--input in --output in --overwrite", "in is the input; the results need another"),
+            ("--output in --overwrite < in", "in is the input; the results need another file."),
+            ("--input in >> in", "Standard output goes to in, which is read from."),
+        ],
+    )
+    def test_the_input_is_not_written_to(self, line: str, said: str, tmp_path: Path) -> None:
+        written(tmp_path / "in", 1)
+        done = subprocess.run(
+            f"{shlex.join(command('map', f'{JOBS}.double'))} {line}",
+            shell=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert (tmp_path / "in").read_text() == "1\n"
+
+    def test_what_is_to_be_replaced_stays_until_there_is_a_result(self, tmp_path: Path) -> None:
+        target = tmp_path / "out.jsonl"
+        target.write_text("precious\n")
+        line = (f"{JOBS}.double", "--output", str(target), "--overwrite")
+        assert map_(*line, given="{").returncode == 2
+        assert target.read_text() == "precious\n"
+        assert map_(*line, given="").returncode == 0
+        assert target.read_text() == ""
+
+    @pytest.mark.parametrize("how", ["file", "pipe"])
+    def test_less_input_than_was_done_is_told(self, how: str, tmp_path: Path) -> None:
+        source, target = written(tmp_path / "in.jsonl", 1, 2), tmp_path / "out.jsonl"
+        line = (f"{JOBS}.double", "--output", str(target))
+        assert map_(*line, given="1\n2\n3").returncode == 0
+        line = (*line, "--resume", *(("--input", source) if how == "file" else ()))
+        done = map_(*line, given="1\n2\n")
+        assert done.returncode == 2
+        assert "has 2 lines, and 3 have been done: --resume goes on with the same" in done.stderr
+        assert len(results(target.read_text())) == 3
+
+    def test_what_cannot_be_said_costs_no_result(self, tmp_path: Path) -> None:
+        target = tmp_path / "out.jsonl"
+        with open("/dev/full", "w") as full:  # noqa: PTH123
+            done = subprocess.run(
+                command("map", f"{JOBS}.double", "--output", str(target)),
+                input="1\n2\n",
+                stdout=subprocess.PIPE,
+                stderr=full,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 0
+        assert results(target.read_text()) == {1: 2, 2: 4}
+
+    def test_what_a_function_starts_does_not_eat_the_input(self) -> None:
+        done = map_(f"{JOBS}.read_all", "--pool", "threads", given="1\n2\n3\n")
+        assert results(done.stdout) == {1: "", 2: "", 3: ""}
 
     def test_a_device_takes_results_as_well(self) -> None:
         done = map_(f"{JOBS}.double", "--output", "/dev/null", "--overwrite", given="1")
@@ -274,6 +370,39 @@ class TestFiles:
         found = results(target.read_text())
         assert list(found) == list(range(1, 51))
         assert found[41] == 162
+
+    def test_one_line_is_said_of_work_in_full_swing(self, meeting: Path) -> None:  # noqa: F811
+        source = written(meeting / "in.jsonl", *range(100_000))
+        target = meeting / "out.jsonl"
+        with mapping(f"{JOBS}.double", "--input", source, "--output", str(target)) as process:
+            wait_until(lambda: target.exists() and target.stat().st_size > 10_000)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert told.count("\n") == 1, told
+        found = results(target.read_text())
+        assert found == {n + 1: 2 * n for n in range(len(found))}
+
+    def test_an_output_that_was_deleted_meanwhile_is_no_error(
+        self,
+        meeting: Path,  # noqa: F811
+    ) -> None:
+        target = meeting / "out.jsonl"
+        with mapping(f"{JOBS}.double", "--output", str(target)) as process:
+            wait_until(lambda: len(pids(meeting, STARTED)) == 2)
+            target.unlink()
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=30)
+        assert (process.returncode, told) == (130, "Interrupted: the work was stopped.\n")
+
+    def test_ctrl_c_ends_it_while_nobody_writes_to_its_input(self, tmp_path: Path) -> None:
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        with mapping(f"{JOBS}.double", "--input", str(fifo)) as process:
+            wait_until(lambda: catches_sigterm(process.pid))
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=30)
+        assert (process.returncode, told) == (130, "Interrupted: the work was stopped.\n")
 
     def test_ctrl_c_ends_it_while_it_waits_for_input(self, meeting: Path) -> None:  # noqa: F811
         with mapping(f"{JOBS}.double") as process:

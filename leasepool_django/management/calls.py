@@ -1,8 +1,7 @@
 """Calls that are named in text: a function's dotted path and its arguments as JSON.
 
-Used by the ``leasepool`` command. ``parse_calls`` and ``find_function`` run in the command's own
-process and refuse what could never run; ``run_call`` is what travels to the worker. Workers import
-this module, so it stays light.
+Used by the ``leasepool`` command, which refuses what could never run before any worker starts;
+``run_call`` is what travels to the worker. Workers import this module, so it stays light.
 """
 
 from __future__ import annotations
@@ -164,14 +163,15 @@ def _value(text: str) -> Any:
 
 
 def json_value(origin: str, text: str) -> Any:
-    """The value of JSON that comes from ``origin``; ``ValueError`` with a sentence if it has none.
+    """The value of JSON; ``ValueError`` with a sentence if it has none.
 
-    A sentence that begins with ``origin``.
+    ``origin``: where ``text`` comes from, with which the sentence begins.
     """
     try:
         return _json(origin, text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{origin} {_quoted(text)} is not JSON: {error}.") from error
+        why = f"{error.msg} at character {error.pos + 1}"
+        raise ValueError(f"{origin} {_quoted(text)} is not JSON: {why}.") from error
 
 
 def parse_kwargs(text: str | None) -> dict[str, Any]:

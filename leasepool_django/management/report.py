@@ -11,8 +11,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
-from io import FileIO
+from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Any
 
@@ -21,6 +20,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from ..backends.process.texts import bounded
 from .calls import Call, Failure, Outcome, shown
+from .results import Results
 
 __all__ = ["MapReport", "OutputError", "Printer", "Report"]
 
@@ -97,9 +97,14 @@ class Printer:
         self._write(self._stderr, text, style_func=str, ending="")
 
     def _write(self, stream: OutputWrapper, text: str, **how: Any) -> None:
-        try:
+        with self._noting_trouble():
             stream.write(_encodable(text, stream), **how)
             stream.flush()
+
+    @contextlib.contextmanager
+    def _noting_trouble(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self.broken = error
             raise OutputError(str(error)) from error
@@ -193,10 +198,11 @@ class Report(Printer):
 class MapReport(Printer):
     """Writes the outcomes of lines, in their order, each as one JSON object a line.
 
-    ``file``: where to, if not to standard output. ``written``: how many there have been.
+    ``results``: where to, if not to standard output. ``written``: how many there have been. What
+    cannot be said on standard error is left unsaid, for the results matter more.
     """
 
-    file: FileIO | None = None
+    results: Results | None = None
     written = 0
     _total: int | None = None
 
@@ -219,25 +225,17 @@ class MapReport(Printer):
     def add(self, line: int, call: Call, outcome: Outcome) -> None:
         """Write what became of ``line``, which comes after all that were written."""
         text = _outcome_line({"line": line}, outcome)
-        if self.file is None:
+        if self.results is None:
             self._clear_bar()
             self._write(self._stdout, text)
         else:
-            self._write_to_file(self.file, text)
+            with self._noting_trouble():
+                self.results.write(text)
         self.written += 1
         if outcome.failure is not None:
             self.failed += 1
             self._tell_failure(line, call, outcome.pid, outcome.failure)
         self._draw_bar(self.written, self._total)
-
-    def _write_to_file(self, file: FileIO, text: str) -> None:
-        rest = memoryview(text.encode() + b"\n")
-        try:
-            while rest:
-                rest = rest[file.write(rest) :]
-        except OSError as error:
-            self.broken = error
-            raise OutputError(str(error)) from error
 
     def _tell_failure(self, line: int, call: Call, pid: int | None, failure: Failure) -> None:
         if self.failed > _TRACEBACKS:
@@ -246,14 +244,13 @@ class MapReport(Printer):
         where = "" if pid is None else f" in worker {pid}"
         details = (failure.traceback_text or _what(failure)).rstrip()
         text = bounded(call.text(self._function), _MAX_CALL_CHARS)
-        self._write(self._stderr, _visible(f"line {line}: {text} failed{where}:\n{details}"))
+        self._say(_visible(f"line {line}: {text} failed{where}:\n{details}"))
         if self.failed == _TRACEBACKS:
-            self._write(self._stderr, "Further failures are told with the results only.")
+            self._say("Further failures are told with the results only.")
 
     def summary(self, *, seconds: float, start_seconds: float, workers: int, pool: str) -> None:
         """Say how long all lines took together; on standard error, apart from the results."""
-        self._write(
-            self._stderr,
+        self._say(
             f"{self.written} {'line' if self.written == 1 else 'lines'} on {workers} "
             f"{'worker' if workers == 1 else 'workers'} of pool {pool!r}: {seconds:.2f} s, after "
             f"{start_seconds:.2f} s to start the workers.",
@@ -262,13 +259,22 @@ class MapReport(Printer):
 
     def stopped(self, what: str) -> None:
         """Say what is there, too, where it can be gone on with."""
-        if self.file is None or not self.written:
+        if self.results is None or not self.results.has_lines:
             super().stopped(what)
             return
         self.last_words(
-            f"{what}: the work was stopped. {self.file.name} holds what was done; with --resume "
-            "the same command goes on behind it."
+            f"{what}: the work was stopped. {self.results.path} holds what was done; the same "
+            "command with --resume goes on behind it."
         )
+
+    def _write_bar(self, text: str) -> None:
+        self._say(text, style_func=str, ending="")
+
+    def _say(self, text: str, **how: Any) -> None:
+        try:
+            self._write(self._stderr, text, **how)
+        except OutputError:
+            self.broken = None
 
 
 def _encodable(text: str, stream: OutputWrapper) -> str:

@@ -4,7 +4,7 @@ Exit status: 0 when every call succeeded, 1 when one failed or no worker could b
 mistake on the command line or in the input (found before any worker starts, unless the input is a
 pipe), 130 and 143 after Ctrl-C and SIGTERM, 141 when nobody reads the results any more.
 
-Long because most of it says what the options mean.
+Long because it says what the options of both mean.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
+import stat
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser, OutputWrapper
 
 from ...backends.base import Backend, resolve
 from ...backends.process.texts import type_name
@@ -36,9 +39,10 @@ from ..calls import (
     run_call,
 )
 from ..failures import failure_of
-from ..mapping import FileError, Lines, Results, map_lines
+from ..mapping import FileError, Lines, map_lines
 from ..parsing import Once, SubcommandParser, add_common_options, to_count, to_seconds
 from ..report import MapReport, Printer, Report
+from ..results import Results
 from ..stopping import StoppableCommand
 
 _USAGE_MISTAKE = 2
@@ -129,14 +133,12 @@ class Command(StoppableCommand):
         """``leasepool run``: refuse what could never run, make the calls, report."""
         self._require_stdout()
         path: str = options["function"]
-        try:
+        with _mistakes():
             fn = find_function(path)
             calls = parse_calls(options["arguments"], options["lists"], options["kwargs"])
             if not (options["arguments"] or options["lists"]):
                 check_call(fn, path, "without an ARG or --args", calls[0])
             manager = _manager(options["pool"], options["workers"])
-        except (ValueError, UnknownAliasError, ImproperlyConfigured) as mistake:
-            raise CommandError(str(mistake), returncode=_USAGE_MISTAKE) from mistake
         backend = resolve(manager.backend)
         report = Report(
             path.rpartition(".")[2],
@@ -160,7 +162,10 @@ class Command(StoppableCommand):
                         tasks.create_task(run_one(lease, index, call))
 
             async def run_one(lease: ExecutorLease, index: int, call: Call) -> None:
-                report.add(index, await self._outcome(lease, backend, path, call, options))
+                outcome = await self._outcome(
+                    lease, backend, path, call, options, prints_to_stderr=options["as_json"]
+                )
+                report.add(index, outcome)
 
             seconds = self.run_on_loop(self._within_lease(manager, path, options, report, run_all))
             if options["compare_serial"]:
@@ -194,66 +199,87 @@ class Command(StoppableCommand):
     def handle_map(self, options: dict[str, Any]) -> None:
         """``leasepool map``: as ``run``, for each line of the input."""
         path: str = options["function"]
-        results: Results | None = None
-        with contextlib.ExitStack() as opened:
-            try:
-                fn = find_function(path)
-                kwargs = parse_kwargs(options["kwargs"])
-                check_call(fn, path, "with the value of a line", Call((None,), kwargs))
-                manager = _manager(options["pool"], options["workers"])
-                source = _open_input(options["input"], opened)
-                if options["output"] is not None:
-                    results = _results(options)
-                elif options["overwrite"] or options["resume"]:
-                    raise ValueError(
-                        "--overwrite and --resume are about a file: name it, --output."
-                    )
-                else:
-                    self._require_stdout()
-                lines = Lines(*source, behind=results.behind if results is not None else 0)
-            except (ValueError, OSError, UnknownAliasError, ImproperlyConfigured) as mistake:
-                raise CommandError(_sentence(mistake), returncode=_USAGE_MISTAKE) from mistake
-            backend = resolve(manager.backend)
-            report = MapReport(
-                path.rpartition(".")[2],
-                self.stdout,
-                self.stderr,
-                progress=self._draws_progress(options),
-            )
+        with _mistakes():
+            fn = find_function(path)
+            kwargs = parse_kwargs(options["kwargs"])
+            check_call(fn, path, "with the value of a line", Call((None,), kwargs))
+            manager = _manager(options["pool"], options["workers"])
+        backend = resolve(manager.backend)
+        name = path.rpartition(".")[2]
+        progress = self._draws_progress(options)
+        report = MapReport(name, self.stdout, self.stderr, progress=progress)
+        with (
+            self.stopped_by_signals(report, backend),
+            self.stopped_by_broken_output(report, backend),
+            contextlib.redirect_stdout(sys.stderr)
+            if self.has_own_process
+            else contextlib.nullcontext(),
+            contextlib.ExitStack() as opened,
+        ):
+            with _mistakes():
+                lines = self._open_files(options, report, opened)
+                total = lines.check()
+                if report.results is not None:
+                    opened.enter_context(report.results)
+                report.begin(total)
 
-            async def run_all(lease: ExecutorLease) -> None:
-                if results is not None and report.file is not None:
-                    results.begin(report.file)
-                await map_lines(
-                    lines,
-                    lambda call: self._outcome(lease, backend, path, call, options),
-                    report.add,
-                    kwargs,
-                    at_once=_LINES_A_WORKER * lease.workers,
+            async def run(lease: ExecutorLease, call: Call) -> Outcome:
+                return await self._outcome(
+                    lease, backend, path, call, options, prints_to_stderr=True
                 )
 
+            async def run_all(lease: ExecutorLease) -> None:
+                at_once = _LINES_A_WORKER * lease.workers
+                await map_lines(lines, partial(run, lease), report.add, kwargs, at_once=at_once)
+
             try:
-                with (
-                    self.stopped_by_signals(report, backend),
-                    self.stopped_by_broken_output(report, backend),
-                    contextlib.redirect_stdout(sys.stderr)
-                    if self.has_own_process
-                    else contextlib.nullcontext(),
-                ):
-                    total = lines.check()
-                    if results is not None:
-                        report.file = opened.enter_context(results.open())
-                    report.begin(total)
-                    self.run_on_loop(self._within_lease(manager, path, options, report, run_all))
-            except BaseException as error:
-                report.close()
-                if results is not None and report.file is not None and not report.written:
-                    results.forget()
-                if isinstance(error, FileError):
-                    raise CommandError(str(error), returncode=_USAGE_MISTAKE) from error
-                raise
+                self.run_on_loop(self._within_lease(manager, path, options, report, run_all))
+            except FileError as error:
+                raise CommandError(str(error), returncode=_USAGE_MISTAKE) from error
         if report.failed:
             raise CommandError(f"{report.failed} of {report.written} calls failed.")
+
+    def _open_files(
+        self, options: dict[str, Any], report: MapReport, opened: contextlib.ExitStack
+    ) -> Lines:
+        """The lines of ``--input``; ``report`` is told of ``--output``."""
+        fd, name = self._open_input(options["input"], opened)
+        read = os.fstat(fd)
+        if options["output"] in {None, "-"}:
+            if options["overwrite"] or options["resume"]:
+                raise ValueError("--overwrite and --resume are about a file: name it, --output.")
+            self._require_stdout()
+            written = _status(self.stdout)
+            if written and stat.S_ISREG(read.st_mode) and os.path.samestat(read, written):
+                raise ValueError(f"Standard output goes to {name}, which is read from.")
+            return Lines(fd, name)
+        if not options["output"]:
+            raise ValueError("--output needs the name of a file.")
+        path = Path(options["output"])
+        if path.exists() and stat.S_ISREG(read.st_mode) and os.path.samestat(read, path.stat()):
+            raise ValueError(f"{path} is the input; the results need another file.")
+        report.results = Results(path, overwrite=options["overwrite"], resume=options["resume"])
+        return Lines(fd, name, behind=report.results.behind)
+
+    def _open_input(self, name: str, opened: contextlib.ExitStack) -> tuple[int, str]:
+        """The descriptor to read lines from, and what to call it."""
+        if not name:
+            raise ValueError("--input needs the name of a file.")
+        if name != "-":
+            return opened.enter_context(Path(name).open("rb")).fileno(), name
+        if sys.stdin is None:
+            raise ValueError("Standard input is closed: name a file, --input.")
+        try:
+            given = sys.stdin.fileno()
+        except (OSError, AttributeError) as error:
+            raise ValueError("Standard input has no descriptor: name a file, --input.") from error
+        fd = os.dup(given)
+        opened.callback(os.close, fd)
+        if self.has_own_process:  # what functions start here must not eat the lines
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(nothing, given)
+            os.close(nothing)
+        return fd, "standard input"
 
     def _require_stdout(self) -> None:
         # Not sys.stdout: whoever calls the command may have given it another stream.
@@ -311,14 +337,14 @@ class Command(StoppableCommand):
         path: str,
         call: Call,
         options: dict[str, Any],
+        *,
+        prints_to_stderr: bool,
     ) -> Outcome:
         """Make one call. Its error must not hide the others' results, so that is an outcome too."""
         timeout: float | None = options["timeout"]
         within = lease if timeout is None else lease.options(call_timeout=timeout)
-        # Where the results are JSON, nothing else may come in between.
-        apart: bool = options.get("as_json", True)
         try:
-            return await within.run(run_call, path, call, prints_to_stderr=apart)
+            return await within.run(run_call, path, call, prints_to_stderr=prints_to_stderr)
         except Exception as error:  # noqa: BLE001 - as said above
             if isinstance(error, CallTimeoutError):
                 self.calls_run_on |= not backend.supports_kill
@@ -361,26 +387,24 @@ def _add_options(parser: CommandParser, handle: Callable[[dict[str, Any]], None]
     parser.add_argument("--no-progress", action="store_true", help="draw no progress bar")
 
 
-def _open_input(name: str, opened: contextlib.ExitStack) -> tuple[int, str]:
-    """The descriptor to read lines from, and what to call it."""
-    if name != "-":
-        return opened.enter_context(Path(name).open("rb")).fileno(), name
-    if sys.stdin is None:
-        raise ValueError("Standard input is closed: name a file, --input.")
-    return sys.stdin.fileno(), "standard input"
+@contextlib.contextmanager
+def _mistakes() -> Iterator[None]:
+    """Turn what is wrong with the command line or the files into a sentence and exit status 2."""
+    try:
+        yield
+    except (ValueError, OSError, UnknownAliasError, ImproperlyConfigured) as mistake:
+        text = str(mistake)
+        if isinstance(mistake, OSError) and mistake.filename is not None:
+            text = f"{mistake.filename} cannot be used: {mistake.strerror}."
+        raise CommandError(text, returncode=_USAGE_MISTAKE) from mistake
 
 
-def _results(options: dict[str, Any]) -> Results:
-    path = Path(options["output"])
-    if options["input"] != "-" and path.exists() and path.samefile(options["input"]):
-        raise ValueError(f"{path} is the input; the results need another file.")
-    return Results(path, overwrite=options["overwrite"], resume=options["resume"])
-
-
-def _sentence(mistake: Exception) -> str:
-    if isinstance(mistake, OSError) and mistake.filename is not None:
-        return f"{mistake.filename} cannot be used: {mistake.strerror}."
-    return str(mistake)
+def _status(stream: OutputWrapper) -> os.stat_result | None:
+    """What the system says of the file behind ``stream``, if there is one."""
+    try:
+        return os.fstat(stream.fileno())
+    except (OSError, AttributeError):
+        return None
 
 
 def _manager(alias: str, workers: int | None) -> LeasedExecutorManager:
