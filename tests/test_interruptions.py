@@ -24,6 +24,7 @@ from leasepool_django import (
     LeaseUnavailableError,
     WorkerCrashedError,
 )
+from leasepool_django.backends.process import driver
 from leasepool_django.backends.process.driver import ProcessWorker
 from leasepool_django.engine import dispatcher, housekeeper
 from leasepool_django.engine.ahead import SendingAhead
@@ -138,6 +139,8 @@ def test_an_interruption_at_any_step_of_reading_an_outcome_leaves_nobody_waiting
     first = 2 if loop_runner.name == "uvloop" else 1
     each = 2 if HAS_UVLOOP else 1
     monkeypatch.setattr(SendingAhead, "seconds", math.inf if ahead else 0.0)
+    if ahead:  # each call whose answer is there at once leaves the others nothing to wait for
+        monkeypatch.setattr(driver, "EAGER_CALLS", 0)
     monkeypatch.setattr(housekeeper, "TICK", 0.01)
     caplog.set_level(logging.CRITICAL)
 
@@ -175,8 +178,8 @@ def test_an_interruption_at_any_step_of_reading_an_outcome_leaves_nobody_waiting
 
     with running(backend="process") as manager:
         found = loop_runner(trials(manager))
-    assert len(found) > 40
-    assert any("ahead.py" in where for where in found) == ahead, found
+    assert len(found) > (100 if ahead else 25)
+    assert any("ahead.py" in where for where in found) or not ahead, found
 
 
 @pytest.mark.parametrize("what", ["call", "lease"])
