@@ -293,6 +293,23 @@ def test_calls_that_dead_workers_never_received_keep_their_order(account: Accoun
     assert list(account.dispatcher.line.waiting) == waiting
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_one_that_was_served_at_once_goes_before_all_who_came_after_it(
+    account: Account,
+    begun: bool,  # noqa: FBT001
+) -> None:
+    """Its thread was so slow to begin it that others came meanwhile, and its worker died."""
+    first, *_ = fill_all(account)
+    waiting = [ask(account) for _ in range(3)]
+    first.begun = monotonic() if begun else 0.0
+    worker = worker_of(first)
+    worker.dead = True
+    account.dispatcher.call_undelivered(worker, first)
+    assert list(account.dispatcher.line.waiting) == [first, *waiting]
+    worker.call = None
+    bury(account, worker)
+
+
 def test_calls_of_a_lease_keep_their_order_too(account: Account) -> None:
     lease = ask_for_lease(account).lease
     assert lease is not None

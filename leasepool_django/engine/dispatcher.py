@@ -482,7 +482,12 @@ class Dispatcher:
                 return False
             call.slot = call.ahead = None
             now = monotonic()
-            call.since = call.since or call.begun or now  # when it came
+            if not call.since:
+                # It was served at once, so all who wait have come later, also those who did while
+                # its thread was about to note when it began.
+                head = self.line.queue_of(call).head
+                before = now if head is None else math.nextafter(head.since, 0.0)
+                call.since = min(call.begun or now, before)
             if call.begun:
                 call.spent += now - call.begun
                 call.begun = 0.0

@@ -111,7 +111,7 @@ class Server:
         finally:
             connection.close()
         is_json = response.headers.get_content_type() == "application/json"
-        return Answer(response.status, json.loads(text) if is_json else {"text": text})
+        return Answer(response.status, json.loads(text) if is_json and text else {"text": text})
 
     def ask(self, path: str, **query: object) -> Future[Answer]:
         """Ask for ``path`` while the test goes on."""
