@@ -421,11 +421,11 @@ class TestStopping:
         with running(f"{JOBS}.burn", "1", "--pool", pool) as process:
             workers = wait_until(lambda: pids(meeting, RUNNING))
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=10)
+            _, err = process.communicate(timeout=30)
         assert process.returncode == 130
         assert err.startswith("Interrupted: the work was stopped.\n")
         assert "Traceback" not in err
-        wait_until(lambda: not [pid for pid in workers if exists(pid)], timeout=2)
+        wait_until(lambda: not [pid for pid in workers if exists(pid)])
 
 
 class TestProgress:

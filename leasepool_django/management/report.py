@@ -146,13 +146,8 @@ class Report(Printer):
         """Say how long all calls took together; nothing in JSON, where each line stands alone."""
         if self._as_json:
             return
-        count = len(self._calls)
-        self._write(
-            self._stdout,
-            f"{count} {'call' if count == 1 else 'calls'} on {workers} "
-            f"{'worker' if workers == 1 else 'workers'} of pool {pool!r}: {seconds:.2f} s, after "
-            f"{start_seconds:.2f} s to start the workers.",
-        )
+        calls = _counted(len(self._calls), "call")
+        self._write(self._stdout, _summary(calls, seconds, start_seconds, workers, pool))
 
     def comparison(self, *, seconds: float, serial_seconds: float) -> None:
         """Say how the same calls fared one after the other in one process."""
@@ -250,12 +245,9 @@ class MapReport(Printer):
 
     def summary(self, *, seconds: float, start_seconds: float, workers: int, pool: str) -> None:
         """Say how long all lines took together; on standard error, apart from the results."""
-        self._say(
-            f"{self.written} {'line' if self.written == 1 else 'lines'} on {workers} "
-            f"{'worker' if workers == 1 else 'workers'} of pool {pool!r}: {seconds:.2f} s, after "
-            f"{start_seconds:.2f} s to start the workers.",
-            style_func=str,
-        )
+        lines = _counted(self.written, "line")
+        text = _summary(lines, seconds, start_seconds, workers, pool)
+        self._say(text, style_func=str)
 
     def stopped(self, what: str) -> None:
         """Say what is there, too, where it can be gone on with."""
@@ -275,6 +267,17 @@ class MapReport(Printer):
             self._write(self._stderr, text, **how)
         except OutputError:
             self.broken = None
+
+
+def _summary(what: str, seconds: float, start_seconds: float, workers: int, pool: str) -> str:
+    return (
+        f"{what} on {_counted(workers, 'worker')} of pool {pool!r}: {seconds:.2f} s, after "
+        f"{start_seconds:.2f} s to start the workers."
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _encodable(text: str, stream: OutputWrapper) -> str:
