@@ -13,10 +13,10 @@ import asyncio
 import os
 import pickle
 import random
-import select
 import socket
 from collections.abc import Callable
 from functools import partial
+from io import FileIO
 from statistics import median
 from timeit import repeat
 from typing import Any
@@ -27,7 +27,7 @@ from leasepool_django.backends.process.encoding import Encoder
 from leasepool_django.backends.process.link import Link
 from leasepool_django.backends.process.preparation import Setup
 from leasepool_django.backends.process.shared import THRESHOLD, Payload, Segment
-from leasepool_django.backends.process.tray import Tray
+from leasepool_django.backends.process.tray import LARGEST, Tray, TrayReader
 
 from . import jobs
 from .floors import one_socket
@@ -43,10 +43,15 @@ def microseconds(step: Callable[[], object]) -> float:
 
 
 class Wireless:
-    """A socket's end that takes everything, and gives the same answer to everything."""
+    """A worker's socket and tray, that take everything, and give the same answer to everything."""
+
+    next = 0  # the number of a tray's next message
 
     def __init__(self, answer: bytes = b"") -> None:
         self.answer = answer
+
+    def put(self, data: bytes) -> None:
+        """As if it lay there."""
 
     def send(self, data: bytes) -> int:
         """As if all of it had been sent."""
@@ -57,39 +62,33 @@ class Wireless:
         return self.answer
 
 
-def system_calls(call: bytes) -> tuple[float, float]:
-    """Sending and receiving where nobody waits: the server's two system calls, the worker's three.
-
-    To send costs the same both ways, so a way is timed as a whole.
-    """
+def system_calls(call: bytes, outcome: bytes) -> tuple[float, float]:
+    """What a call's two system calls take where nobody waits, and those of its outcome."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_DIRECT)
     here, there = socket.socketpair()
-    poller = select.poll()
-    poller.register(there, select.POLLIN)
-    poll = poller.poll
-    with here, there:
+    with FileIO(reading, "r") as end, FileIO(writing, "w") as start, here, there:
 
-        def plain() -> None:
-            here.send(call)
-            there.recv(wire.RECEIVE)
+        def by_pipe() -> None:
+            start.write(call)
+            end.read(LARGEST)
 
-        def as_worker() -> None:
-            here.send(call)
-            poll()
-            there.recv(wire.RECEIVE)
+        def by_socket() -> None:
+            there.send(outcome)
+            here.recv(wire.RECEIVE)
 
-        return microseconds(plain), microseconds(as_worker)
+        return microseconds(by_pipe), microseconds(by_socket)
 
 
 def of_the_worker(call: bytes) -> tuple[float, float, float]:
     """Receiving a frame with its system calls, running its call, sending the outcome's frame."""
     here, there = socket.socketpair()
     tray = Tray.create()
-    link = Link(there, tray)
+    assert tray is not None
+    link = Link(there, TrayReader([os.dup(end.fileno()) for end in tray.theirs]))
 
     def receive() -> None:
-        link.open_tray()
-        here.send(call)
-        link.receive()
+        tray.put(call)
+        link.next_frame()
 
     with here, there:
         receiving = microseconds(receive)
@@ -142,20 +141,21 @@ async def _steps(manager: LeasedExecutorManager, lease: ExecutorLease) -> list[t
     sent = encode(jobs.tiny, (1,), {})
     encoding = microseconds(lambda: encode(jobs.tiny, (1,), {}))
     accounting = microseconds(account) - encoding
-    ends = process._send, process._receive  # private: put back below
-    wireless = Wireless(wire.frame(wire.RESULT, pickle.dumps(1, 5)))
-    process._send, process._receive = wireless.send, wireless.recv
+    outcome = wire.frame(wire.RESULT, pickle.dumps(1, 5))
+    ends = process.tray, process._receive  # private: put back below
+    wireless = Wireless(outcome)
+    process.tray, process._receive = wireless, wireless.recv
     server = microseconds(in_server)
-    process._send, process._receive = ends
-    server_calls, worker_calls = system_calls(sent)
+    process.tray, process._receive = ends
+    there, back = system_calls(sent, outcome)
     receiving, running, sending = of_the_worker(sent)
     steps = [
         ("server: look the function up, pickle the arguments", encoding),
         ("server: make the call, give it a worker, take it back, count", accounting),
         ("server: coroutine, frames, unpickle the result", server - encoding - accounting),
-        ("server: `send` and `recv`", server_calls),
-        ("worker: `poll`, `recv` and `send`", worker_calls),
-        ("worker: frames", receiving - worker_calls + sending),
+        ("the call: `write` and `read` of the pipe", there),
+        ("the outcome: `send` and `recv` of the socket", back),
+        ("worker: frames", receiving - there + sending),
         ("worker: unpickle, run in a fresh context, pickle", running),
     ]
     rest = whole - sum(taken for _, taken in steps)

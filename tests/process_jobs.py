@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import ctypes
 import errno
+import fcntl
 import functools
 import gc
 import itertools
@@ -29,6 +30,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -320,10 +322,11 @@ def die_when_a_call_comes() -> None:
     from leasepool_django.backends.process.link import Link
 
     def die(link: Link) -> None:
-        select.select([link.channel], [], [])
+        tray: list[Any] = [] if link.tray is None else link.tray.ends
+        select.select([link.channel, *tray], [], [])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    Link.receive = die  # type: ignore[assignment, method-assign]
+    Link.next_frame = die  # type: ignore[assignment, method-assign]
 
 
 # --- logs -------------------------------------------------------------------------------------
@@ -839,7 +842,6 @@ def fork_and_log(path: Path) -> int:
 
 def write_into_own_socket() -> str:
     """Send rubbish to the parent."""
-    import socket
 
     for number, target in descriptors().items():
         if target.startswith("socket:"):
@@ -1007,12 +1009,10 @@ def mark_number_and_work(path: Path, number: int) -> int:
 
 
 def fill_tray() -> None:
-    """Write what is no call to every socket that takes messages."""
-    for number in descriptors():
-        try:
-            other = socket.socket(fileno=os.dup(number))
-        except OSError:
-            continue
-        with other:
-            if other.type == socket.SOCK_DGRAM:
-                other.send(b"nonsense")
+    """Write what is no call to every pipe that this worker reads from."""
+    for number, target in descriptors().items():
+        if number > 2 and target.startswith("pipe:"):
+            path = f"/proc/self/fd/{number}"
+            with FileIO(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "w") as pipe:
+                fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT)
+                pipe.write(b"nonsense")

@@ -45,32 +45,37 @@ def test_a_program_started_by_the_preparation_inherits_nothing(
 
 
 @each_method
-def test_a_worker_has_its_own_sockets_and_nothing_else(method: str) -> None:
-    """None of its siblings', of the fork server's or of the server's, but for those of its tray."""
+def test_a_worker_has_its_own_socket_and_tray_and_nothing_else(method: str) -> None:
+    """None of its siblings', of the fork server's or of the server's, but for the tray's."""
     with running(3, mp_context=method) as manager, manager.lease_sync() as lease:
         before = jobs.descriptors().values()
         for _ in range(3):
             found = lease.run_sync(jobs.descriptors)
             inherited = {number: found.pop(number) for number in (0, 1, 2)}
             assert inherited[0] == os.devnull
-            targets = set(found.values())
-            assert len(targets) == 3
-            assert all(target.startswith("socket:[") for target in targets)
-            assert len(targets.intersection(before)) == 2
-        each = [sockets(pid) for pid in worker_pids()]
-        assert len(set.union(*each)) == sum(map(len, each)) == 9
+            kinds = sorted(target.split(":")[0] for target in found.values())
+            assert kinds == ["/memfd", "pipe", "pipe", "socket"]
+            assert len(set(found.values()).intersection(before)) == 3  # all but the socket
+        for kind, count in ("pipe", 2), ("socket", 1):
+            each = [open_files(pid, kind) for pid in worker_pids()]
+            assert len(set.union(*each)) == sum(map(len, each)) == 3 * count
 
 
 def sockets(pid: int) -> set[str]:
     """Return the inodes of a process's sockets."""
+    return open_files(pid, "socket")
+
+
+def open_files(pid: int, kind: str) -> set[str]:
+    """Return the inodes of a process's sockets or pipes, without its standard streams."""
     found = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             target = str(entry.readlink())
         except FileNotFoundError:
             continue  # that of this listing
-        if target.startswith("socket:["):
-            found.add(target[8:-1])
+        if target.startswith(f"{kind}:[") and int(entry.name) > 2:
+            found.add(target[len(kind) + 2 : -1])
     return found
 
 
@@ -84,8 +89,8 @@ def test_nothing_listens_and_no_socket_has_a_name(method: str) -> None:
     with running(2, mp_context=method) as manager:
         assert manager.run_sync(jobs.echo, 1) == 1
         ours = sockets(os.getpid()) - before
-        # One and a pair for each worker, the fork server's, and the housekeeper's pair.
-        assert len(ours) == 9
+        # One for each worker, the fork server's, and the housekeeper's pair.
+        assert len(ours) == 5
         for pid in [*fork_servers(), *worker_pids()]:
             ours |= sockets(pid)
         for protocol in NETWORK:

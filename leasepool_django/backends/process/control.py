@@ -74,10 +74,10 @@ class ForkServerProcess:
         """The descriptor that becomes readable when the fork server says something."""
         return self._control.fileno()
 
-    def start_worker(self, number: int, sockets: list[socket.socket]) -> None:
-        """Ask for a worker that has these ``sockets``; STARTED or NOT_STARTED follows."""
-        message = wire.message(wire.START, number, len(sockets))
-        socket.send_fds(self._control, [message], [each.fileno() for each in sockets])
+    def start_worker(self, number: int, ends: list[int]) -> None:
+        """Ask for a worker that has these descriptors; STARTED or NOT_STARTED follows."""
+        message = wire.message(wire.START, number, len(ends))
+        socket.send_fds(self._control, [message], ends)
 
     def kill_worker(self, number: int) -> None:
         """Kill a worker, where there are no process descriptors."""

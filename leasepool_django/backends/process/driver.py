@@ -30,7 +30,7 @@ from . import wire
 from .outbox import Outbox
 from .outcomes import decode, ending, manner
 from .system import has_ended
-from .tray import LARGEST, SUPPORTED, Tray
+from .tray import LARGEST, Tray
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ class ProcessWorker(Worker):
         self.unreported = False  # whether it had ended before, and the fork server did not say so
         self.offence = ""  # why this process had to end it, other than by kill()
         self.reader = wire.FrameReader()
-        self.tray = Tray.create() if SUPPORTED else None
+        self.channel, self.theirs = socket.socketpair()
         try:
-            self.channel, self.theirs = socket.socketpair()
+            self.tray = Tray.create()
         except OSError:
-            if self.tray is not None:
-                self.tray.close()
+            self.channel.close()
+            self.theirs.close()
             raise
         self.channel.setblocking(False)
         self.pidfd: int | None = None
@@ -82,6 +82,7 @@ class ProcessWorker(Worker):
         self._fd = self.channel.fileno()
         self._receive = self.channel.recv
         self._send = self.channel.send
+        self._opens_tray = wire.OPENS_TRAY if self.tray is not None else frozenset()
         self._call: Call | None = None
         self._home: asyncio.AbstractEventLoop | None = None
         self._turns: Turns  # of the loop that last used it
@@ -94,12 +95,9 @@ class ProcessWorker(Worker):
         self._memory_used = 0.0  # when it was used last (monotonic)
         self._memory_watched = False  # whether somebody looks after that
         self._call_taken = False  # the worker has said that it has received the call
-        # Where in the tray the running call was put, if it was sent ahead.
-        self._turn: int | None = None
-        # After one was taken back, no other is sent ahead until a call that was sent later, over
-        # the socket, has its outcome: true, or that call. A worker that was just about to take the
-        # one might else take the other, before it has read its socket.
-        self._barred: Call | bool = False
+        # Whether the worker will look in its tray for what comes next, and not on its socket.
+        self._at_tray = self.tray is not None
+        self._number: int | None = None  # of the running call in the tray, if it was put there
         self._kill_error: Callable[[], BaseException] | None = None
         self._reading: Call | None = None  # whose outcome was read last
         self._untold: list[Call] = []  # who may not have been told, as that was interrupted
@@ -111,9 +109,16 @@ class ProcessWorker(Worker):
         self._hung_up = False
 
     @property
-    def sockets(self) -> list[socket.socket]:
-        """What the process is given: its end of the socket, and all of the tray."""
-        return [self.theirs, *(self.tray.ends if self.tray is not None else ())]
+    def ends(self) -> list[int]:
+        """The descriptors that the process is given: of the socket, and of the tray."""
+        theirs = self.tray.theirs if self.tray is not None else []
+        return [self.theirs.fileno(), *(end.fileno() for end in theirs)]
+
+    def handed_over(self) -> None:
+        """The process has its ends, or will never have them."""
+        self.theirs.close()
+        if self.tray is not None:
+            self.tray.handed_over()
 
     # -- life (housekeeper) ------------------------------------------------------------------------
 
@@ -165,6 +170,8 @@ class ProcessWorker(Worker):
             self.channel.shutdown(socket.SHUT_WR)
         except OSError:
             return  # it is gone already
+        with suppress(OSError), self._lock:  # then it is killed
+            self._direct_to_socket()
         self._backend.expect_end(self)
 
     def kill(self, error: Callable[[], BaseException]) -> None:
@@ -268,27 +275,35 @@ class ProcessWorker(Worker):
             return
         self._outbox.trim()
         try:
+            self._direct_to_socket()
             self._outbox.flush()
         except OSError:
             pass  # it is gone
+        except BaseException:
+            self.end()  # nobody knows where it looks
+            raise
         self._unsent.clear()  # word that does not get through does no harm
 
     # -- asyncio -----------------------------------------------------------------------------------
 
     def begin(self, call: Call, home: asyncio.AbstractEventLoop, *, eager: bool) -> None:
         """See ``Worker.begin``."""
-        if (self._home is not home and not self._attach(home)) or self._ended.is_set():
+        if (
+            (self._home is not home and not self._attach(home))
+            or self._hung_up
+            or self._ended.is_set()
+        ):
             self._undelivered(call)
             return
         self._call = call
-        if self._barred is True:
-            self._barred = call
         call.begun = monotonic()
         if call.timeout is not None:
             self._set_deadline(call)
         payload = call.payload
         try:
-            if type(payload) is bytes and not self._outbox.results_read:
+            if self._put_in_tray(payload):
+                pass
+            elif type(payload) is bytes and not self._outbox.results_read:
                 sent = self._send(payload)
                 if sent != len(payload):
                     self._unsent.append(memoryview(payload)[sent:])
@@ -321,6 +336,29 @@ class ProcessWorker(Worker):
             self._take(home)
             self._misses = self._misses + 1 if self._call is call else 0
 
+    def _put_in_tray(self, payload: Any) -> bool:
+        """Lay a call there if it may lie there; else the worker is told to look on its socket.
+
+        ``OSError`` if it cannot be told.
+        """
+        if not self._at_tray:
+            return False
+        tray = self.tray
+        assert tray is not None
+        if type(payload) is bytes and len(payload) <= LARGEST and not self._outbox.results_read:
+            self._number = tray.next
+            tray.put(payload)
+            return True
+        self._direct_to_socket()
+        return False
+
+    def _direct_to_socket(self) -> None:
+        """Have the worker look on its socket for what comes next; ``OSError`` if that fails."""
+        if self._at_tray:
+            assert self.tray is not None
+            self.tray.put(wire.LOOK_FRAME)
+            self._at_tray = False
+
     def may_put_ahead(self, call: Call) -> bool:
         """See ``Worker.may_put_ahead``."""
         running, payload = self._call, call.payload
@@ -334,11 +372,9 @@ class ProcessWorker(Worker):
             )
             and type(payload) is bytes
             and len(payload) <= LARGEST
-            and not self._barred
             and not self.killed
             and not self._ended.is_set()
-            # It would find this one first, if the one before is not all sent or has to be told
-            # something with it.
+            # It has to be told something with it, or is still being sent the one before.
             and not self._unsent
             and self._outbox.unwritten is None
             and not self._outbox.results_read
@@ -347,20 +383,22 @@ class ProcessWorker(Worker):
     def put_ahead(self, call: Call) -> bool:
         """See ``Worker.put_ahead``."""
         assert self.tray is not None
-        return self.tray.put(call.payload)
+        try:
+            self.tray.put(call.payload)
+        except OSError:
+            return False
+        return True
 
     def take_back(self, taken: list[bytes]) -> None:
         """See ``Worker.take_back``."""
         assert self.tray is not None
         assert self.ahead is not None
         self.tray.take_back(self.ahead.payload, taken)
-        if taken:
-            self._barred = True
 
     def _go_on(self, call: Call) -> None:
         """The worker has taken ``call`` from its tray, or is about to."""
         assert self.tray is not None
-        self._turn = self.tray.last
+        self._number = self.tray.next - 1
         self._call = call
         if call.timeout is not None:
             self._set_deadline(call)
@@ -533,11 +571,10 @@ class ProcessWorker(Worker):
         if call is None or call.home is not home or plain not in _OUTCOMES:
             self._interfered()
             return
-        self._call = self._turn = None
+        self._call = self._number = None
         self._call_taken = False
         self.deadline = None
-        if self._barred is call:
-            self._barred = False
+        self._at_tray = kind in self._opens_tray
         try:
             if kind & wire.KEPT:
                 self._outbox.give_up_arguments()
@@ -555,7 +592,7 @@ class ProcessWorker(Worker):
             call,
             home,
             retiring=kind >= wire.RETIRING,
-            takes_ahead=kind in wire.OPENS_TRAY,
+            takes_ahead=self._at_tray,
         )
         try:
             if following is not None:
@@ -620,7 +657,8 @@ class ProcessWorker(Worker):
     def _hang_up(self, home: asyncio.AbstractEventLoop, error: OSError | None) -> None:
         """The worker's end is closed. Its end as a process decides what becomes of the call."""
         self._stop_io(home)
-        self._undelivered_by_reset(error)
+        if not self._left_in_tray():
+            self._undelivered_by_reset(error)
         if not self._ended.is_set():
             self._backend.expect_end_now(self)
 
@@ -719,25 +757,18 @@ class ProcessWorker(Worker):
         call.begun = monotonic()
         if call.timeout is not None:
             self._set_deadline(call)
-        poller = select.poll()
-        poller.register(self._fd, select.POLLOUT)
-        self._outbox.put(call.payload, in_thread=True)
-        if type(call.payload) is not bytes:
-            self._used_memory()
-        while self._unsent:
-            try:
-                self._outbox.flush()
-            except OSError:
-                self._unsent.clear()
-                if self._kill_error is not None:
-                    break  # the call has been given up
+        try:
+            if not self._put_in_tray(call.payload):
+                self._send_blocking(call)
+        except OSError:
+            self._unsent.clear()
+            if self._kill_error is None:  # or the call has been given up
                 # Not all of it was sent, so the function cannot have begun.
                 self._call = None
                 self._undelivered(call)
                 return
-            if self._unsent:
-                poller.poll()
-        poller.modify(self._fd, select.POLLIN)
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
         while self._call is call:
             poller.poll()
             try:
@@ -751,7 +782,7 @@ class ProcessWorker(Worker):
                 break
             for kind, body in frames:
                 self._handle(None, kind, body)
-        if self._call is not call:
+        if self._call is not call or self._left_in_tray():
             return  # it has its outcome, or stands in line again
         if not self._ended.is_set():
             self._backend.expect_end_now(self)
@@ -761,13 +792,25 @@ class ProcessWorker(Worker):
         if call.error is None:
             call.error = self._death(call)
 
+    def _send_blocking(self, call: Call) -> None:
+        """Send a call over the socket; ``OSError`` if the worker is gone."""
+        self._outbox.put(call.payload, in_thread=True)
+        if type(call.payload) is not bytes:
+            self._used_memory()
+        poller = select.poll()
+        poller.register(self._fd, select.POLLOUT)
+        while self._unsent:
+            self._outbox.flush()
+            if self._unsent:
+                poller.poll()
+
     # -- outcomes ----------------------------------------------------------------------------------
 
     def _undelivered(self, call: Call) -> None:
         """The process was dead before it could read ``call``: another worker may have it."""
         # Only what is received piece by piece may have been too much for it.
         suspect = type(call.payload) is not bytes and self._outbox.streamed
-        self.deadline = None
+        self._number = self.deadline = None
         # To the engine it is leaving from now on; its end is still an unasked one.
         self.died_unasked = self.died_unasked or not (self.leaving or self.killed)
         if not self._ended.is_set():
@@ -785,24 +828,24 @@ class ProcessWorker(Worker):
             (isinstance(error, ConnectionResetError) or self._outbox.unwritten is not None)
             and call is not None
             and not self._call_taken
-            and self._turn is None
+            and self._number is None
             and self._kill_error is None
             and self.reader.between_frames
         ):
             self._call = None
             self._undelivered(call)
 
-    def _left_in_tray(self) -> None:
-        """The process has ended; the call it had next was not begun if it is still in the tray."""
+    def _left_in_tray(self) -> bool:
+        """The worker is gone: whether it never saw its call, which then goes to another one."""
         call = self._call
-        if call is None or self._turn is None or self._kill_error is not None:
-            return
+        if call is None or self._number is None or self._kill_error is not None:
+            return False
         assert self.tray is not None
-        taken: list[bytes] = []
-        self.tray.take_from(self._turn, call.payload, taken)
-        if taken:
-            self._call = self._turn = None
-            self._undelivered(call)
+        if not self.tray.never_seen(self._number, call.payload):
+            return False
+        self._call = None
+        self._undelivered(call)
+        return True
 
     def ending(self) -> tuple[str, dict[str, Any]]:
         """See ``Worker.ending``."""

@@ -75,7 +75,7 @@ class ForkServer:
         self.parent = parent
         self.workers: dict[int, int] = {}  # pid -> the parent's number for the worker
         self.reader = wire.FrameReader()
-        self.sockets: list[int] = []  # the descriptors that came with the request
+        self.ends: list[int] = []  # the descriptors that came with the request
         self.wakeups, self.wakeup_sender = socket.socketpair()
         self.wakeups.setblocking(False)
         self.wakeup_sender.setblocking(False)
@@ -135,7 +135,7 @@ class ForkServer:
         )
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self.sockets += memoryview(payload[: len(payload) // 4 * 4]).cast("i").tolist()
+                self.ends += memoryview(payload[: len(payload) // 4 * 4]).cast("i").tolist()
         if not data:
             return False
         for kind, body in self.reader.feed(data):
@@ -152,11 +152,11 @@ class ForkServer:
             self._prepare(body)
         elif kind == wire.START:
             number, count = pickle.loads(body)
-            sockets, self.sockets = self.sockets, []
-            if len(sockets) == count:
-                self._start(number, sockets)
+            ends, self.ends = self.ends, []
+            if len(ends) == count:
+                self._start(number, ends)
             else:  # the kernel drops what a process has no free descriptor for
-                _close(sockets)
+                _close(ends)
                 reason = "the fork server has run out of file descriptors"
                 self.control.sendall(wire.message(wire.NOT_STARTED, number, reason))
         elif kind == wire.KILL:
@@ -210,14 +210,14 @@ class ForkServer:
 
     # -- starting ----------------------------------------------------------------------------------
 
-    def _start(self, number: int, sockets: list[int]) -> None:
+    def _start(self, number: int, ends: list[int]) -> None:
         try:
-            pid = self._spawn(sockets) if self.setup.spawn else self._fork(sockets)
+            pid = self._spawn(ends) if self.setup.spawn else self._fork(ends)
         except OSError as error:
             self.control.sendall(wire.message(wire.NOT_STARTED, number, str(error)))
             return
         finally:
-            _close(sockets)
+            _close(ends)
         self.workers[pid] = number
         # Not reaped yet, so the number cannot be somebody else's.
         try:
@@ -231,7 +231,7 @@ class ForkServer:
             socket.send_fds(self.control, [started], [pidfd])
             os.close(pidfd)
 
-    def _fork(self, sockets: list[int]) -> int:
+    def _fork(self, ends: list[int]) -> int:
         server = os.getpid()
         pid = os.fork()
         if pid:
@@ -244,13 +244,13 @@ class ForkServer:
             self.wakeup_sender.close()
             if self.parent_fd is not None:
                 os.close(self.parent_fd)
-            code = worker.run(sockets, server, self.setup, self.hooks)
+            code = worker.run(ends, server, self.setup, self.hooks)
         except BaseException:  # noqa: BLE001 - nobody else is left to show it
             traceback.print_exc()
         finally:
             os._exit(code)
 
-    def _spawn(self, sockets: list[int]) -> int:
+    def _spawn(self, ends: list[int]) -> int:
         # An unlinked file, not a pipe: it takes any size at once and needs no second process.
         import tempfile
 
@@ -259,13 +259,13 @@ class ForkServer:
             source.write(self.setup_body)
             source.flush()
             source.seek(0)
-            for fd in (*sockets, source.fileno()):
+            for fd in (*ends, source.fileno()):
                 os.set_inheritable(fd, True)
             command = boot_command(
                 sys.executable,
                 source.fileno(),
                 "leasepool_django.backends.process.worker",
-                ",".join(map(str, sockets)),
+                ",".join(map(str, ends)),
                 os.getpid(),
             )
             return os.posix_spawn(sys.executable, command, os.environ)

@@ -12,13 +12,12 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from . import wire
 from .shared import Buffer, Payload, Segment
 from .system import LINUX, live_on
-from .tray import IN_ORDER, LARGEST, Tray
+from .tray import TrayReader
 
 __all__ = ["LOST", "Link"]
 
@@ -48,10 +47,10 @@ _CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 class Link:
     """This worker's end of its socket; several threads may log while the main one works.
 
-    ``tray``: where calls may lie that were sent ahead of their turn.
+    ``tray``: where small calls lie; ``at_tray``: whether what comes next lies there.
     """
 
-    def __init__(self, channel: socket.socket, tray: Tray | None) -> None:
+    def __init__(self, channel: socket.socket, tray: TrayReader | None) -> None:
         # Whatever socket.setdefaulttimeout() says here or said in the server, which made the
         # descriptor: that it does not block came along with it.
         channel.settimeout(None)
@@ -62,19 +61,11 @@ class Link:
         # What has to be sent before anything else; with each part, how much of it has been sent.
         self._unsent: list[tuple[Buffer, list[int]]] = []
         self._reader = wire.FrameReader()
-        self._fd = channel.fileno()
-        self._tray = tray
+        self.tray = tray
+        self.at_tray = tray is not None
         poller = select.poll()
         poller.register(channel, select.POLLIN)
-        # What waits for the socket only; and, by the tray's turn, for what is next there as well.
-        self._wait: Callable[..., list[tuple[int, int]]] = poller.poll
-        self._wait_for_socket = self._wait
-        self._wait_for_both: list[Callable[..., list[tuple[int, int]]]] = []
-        for end in tray.ends if tray is not None else ():
-            both = select.poll()
-            both.register(end, select.POLLIN)  # in this order, see tray.SUPPORTED
-            both.register(channel, select.POLLIN)
-            self._wait_for_both.append(both.poll)
+        self._wait = poller.poll
         self._receive = channel.recv
         self._frames: deque[tuple[int, bytes | bytearray]] = deque()
         self._fds: list[int] = []  # received, and not yet claimed by a frame
@@ -104,8 +95,8 @@ class Link:
         # A child of a user's making must not keep the line open, let alone speak on it; and it is
         # its maker's to terminate, which the worker's own handlers would prevent.
         self.channel.close()
-        if self._tray is not None:
-            self._tray.close()
+        if self.tray is not None:
+            self.tray.close()
         for number, default in _DEFAULTS.items():
             if signal.getsignal(number) is live_on:
                 signal.signal(number, default)
@@ -116,8 +107,23 @@ class Link:
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
+    def next_frame(self) -> tuple[int, bytes | bytearray] | None:
+        """Wait for what comes next, wherever that is; ``None`` if the server hung up."""
+        if self.at_tray:
+            assert self.tray is not None
+            data = self.tray.take()
+            if not data:
+                return None
+            body = data[wire.HEADER_SIZE :]
+            if data[: wire.HEADER_SIZE] == wire.pack(len(body) << 8 | wire.CALL):
+                return wire.CALL, body
+            if data != wire.LOOK_FRAME:
+                return wire.GARBLED, b""  # a function has put it there
+            self.at_tray = False
+        return self.receive()
+
     def receive(self, *, offered: bool = False) -> tuple[int, bytes | bytearray] | None:
-        """Wait for the next frame; ``None`` at the end of the socket.
+        """Wait for the next frame on the socket; ``None`` at its end.
 
         ``offered``: a descriptor may come with it.
         """
@@ -127,18 +133,7 @@ class Link:
                 return reader.receive_rest(self.channel)
             # One who sleeps in recv is also woken whenever the other end has read, for there is
             # room to send again then; a switch of processes for each call, and for nothing.
-            ready = self._wait()
-            if self._wait is not self._wait_for_socket:
-                if (
-                    len(ready) == 1
-                    and ready[0][0] != self._fd
-                    and (IN_ORDER or not self._wait_for_socket(0))
-                ):
-                    taken = self._take_from_tray()
-                    if taken is not None:
-                        return taken
-                    continue
-                self._wait = self._wait_for_socket
+            self._wait()
             # recvmsg takes a microsecond more.
             data = self._receive_offered() if offered else self._receive(wire.RECEIVE)
             if not data:
@@ -149,25 +144,6 @@ class Link:
                     return head & wire.LARGEST_KIND, data[wire.HEADER_SIZE :]
             self._frames.extend(reader.feed(data))
         return self._frames.popleft()
-
-    def open_tray(self) -> None:
-        """Take the next call from the tray as well, if one lies there."""
-        if self._tray is not None:
-            self._wait = self._wait_for_both[self._tray.turn]
-
-    def _take_from_tray(self) -> tuple[int, bytes] | None:
-        """The call that lies there; ``None`` if it has been taken back meanwhile."""
-        tray = self._tray
-        assert tray is not None
-        try:
-            data = tray.ends[tray.turn].recv(LARGEST, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return None
-        tray.turn ^= 1
-        self._wait = self._wait_for_socket
-        if data[: wire.HEADER_SIZE] != wire.pack((len(data) - wire.HEADER_SIZE) << 8 | wire.CALL):
-            return wire.GARBLED, b""  # a function has put it there
-        return wire.CALL, data[wire.HEADER_SIZE :]
 
     def _receive_offered(self) -> bytes:
         data, ancillary, _, _ = self.channel.recvmsg(wire.RECEIVE, 64, _CLOSE_ON_EXEC)

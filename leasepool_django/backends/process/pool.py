@@ -271,12 +271,12 @@ class ProcessBackend(Encoder, Backend):
         self._workers[worker.number] = worker
         self._set_timer(worker.number, self._start_timeout, partial(self._start_is_late, worker))
         try:
-            self._server.start_worker(worker.number, worker.sockets)
+            self._server.start_worker(worker.number, worker.ends)
         except OSError:
             # Its end is read after what it still said.
             self._server.kill()
         finally:
-            worker.theirs.close()
+            worker.handed_over()
 
     def _starting(self, worker: ProcessWorker) -> bool:
         """What a worker says before it is in use: its log records, then READY or FAILED.

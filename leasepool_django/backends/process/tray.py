@@ -1,80 +1,165 @@
-"""Where a call lies that is sent to a busy worker ahead of its turn.
+"""Where small calls lie until their worker takes them, also those that are sent to it ahead.
 
-Whoever receives it first has it: the worker, which begins it then, or the server, which wants it
-back; the kernel gives a datagram to one reader only. So it is known whether a call has been begun,
+Whoever reads one first has it: the worker, which begins it then, or the server, which wants it
+back; the kernel gives a packet to one reader only. So it is known whether a call has been begun,
 also when the worker has died, and none is begun twice; unless a function reads here by force.
 
 There are two such places, which take turns: one for the call that is the worker's next, or was and
 may not have been taken yet, and one for the call after it, which nobody can take before its turn.
-Both are the two ends of one pair of sockets, and both processes have both.
+Each is a pipe that keeps packets apart, which takes half as long as a socket. What does not fit,
+and what comes with descriptors, is on the worker's socket, and ``wire.LOOK`` lies here instead.
+
+A worker that is killed while it waits for a packet may still receive it, and then never sees it. So
+it counts those that it has seen in memory that both processes have.
 
 Standard library only: every worker imports this module.
 """
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
-import socket
+import select
+from collections.abc import Callable
+from contextlib import ExitStack
+from io import FileIO
 
 from .system import LINUX
 
-__all__ = ["IN_ORDER", "LARGEST", "SUPPORTED", "Tray"]
+__all__ = ["LARGEST", "SUPPORTED", "Tray", "TrayReader"]
 
-LARGEST = 2048  # bytes of a call that is sent ahead; a larger one takes longer anyway
-# A worker asks for what is here and on its socket in one system call, and must not overlook on its
-# socket what was sent there first: Linux looks in the order in which it was asked.
-SUPPORTED = LINUX
-# Whether the processor does as well. Elsewhere the worker asks for its socket once more.
-IN_ORDER = SUPPORTED and os.uname().machine in ("x86_64", "i686")
+SUPPORTED = LINUX and hasattr(os, "memfd_create")
+LARGEST = getattr(select, "PIPE_BUF", 512)  # bytes of a packet that is written whole or not at all
 
 
 class Tray:
-    """One process's view of it: how many calls it has put or taken so far says which is next."""
+    """The server's side. Messages are numbered from 0, not counting those that were taken back.
 
-    def __init__(self, ends: tuple[socket.socket, socket.socket]) -> None:
-        for end in ends:
-            end.settimeout(None)  # the flag below says what it needs, and no default counts
-        self.ends = ends
-        self.turn = 0
-        self.last = 0  # where something was put last
+    ``theirs``: what the worker is given.
+    """
+
+    def __init__(
+        self, theirs: list[FileIO], readers: list[FileIO], writers: list[FileIO], seen: mmap.mmap
+    ) -> None:
+        self.theirs = theirs
+        self.next = 0  # the number of the next message
+        self._mine = [*readers, *writers]
+        self._read = [reader.read for reader in readers]
+        self._write = [writer.write for writer in writers]
+        self._seen = seen
 
     @classmethod
-    def create(cls) -> Tray:
-        """A new one; ``OSError`` if there are no descriptors left."""
-        return cls(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+    def create(cls) -> Tray | None:
+        """A new one; ``None`` where there is none, ``OSError`` if no descriptors are left."""
+        if not SUPPORTED:
+            return None
+        theirs, readers, writers = [], [], []
+        with ExitStack() as opened:
+            for _ in range(2):
+                reading, writing = os.pipe2(os.O_CLOEXEC | os.O_DIRECT)
+                theirs.append(opened.enter_context(FileIO(reading, "r")))
+                writers.append(opened.enter_context(FileIO(writing, "w")))
+                os.set_blocking(writing, False)
+                # The worker's blocks, so this process needs one of its own.
+                own = _unless_forbidden(
+                    os.open,
+                    f"/proc/self/fd/{reading}",
+                    os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC,
+                )
+                if own is None:
+                    return None
+                readers.append(opened.enter_context(FileIO(own, "r")))
+            memory = _unless_forbidden(os.memfd_create, "worker-tray", os.MFD_CLOEXEC)
+            if memory is None:
+                return None
+            theirs.append(opened.enter_context(FileIO(memory, "r+")))
+            try:
+                os.posix_fallocate(memory, 0, 1)
+                seen = mmap.mmap(memory, 1)
+            except OSError:
+                return None  # no memory, or a limit of the size of files
+            opened.pop_all()
+        return cls(theirs, readers, writers, seen)
 
-    def put(self, message: bytes) -> bool:
-        """Lay ``message`` there; false if the kernel does not take it."""
-        self.last = turn = self.turn
-        self.turn = turn ^ 1
+    def put(self, message: bytes) -> None:
+        """Lay ``message`` there; ``OSError`` if the kernel does not take it."""
+        number = self.next
+        self.next = number + 1
         try:
-            self.ends[turn ^ 1].send(message, socket.MSG_DONTWAIT)
+            if self._write[number & 1](message) is None:
+                raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         except OSError:
-            self.turn = turn
-            return False
-        return True
+            self.next = number
+            raise
 
     def take_back(self, message: bytes, taken: list[bytes]) -> None:
-        """Take ``message``, which was put there last, into ``taken``, unless the worker has it."""
-        self.take_from(self.last, message, taken)
-        if taken:
-            self.turn = self.last
+        """Take ``message``, which was put there last, into ``taken``, unless the worker has it.
 
-    def take_from(self, turn: int, message: bytes, taken: list[bytes]) -> None:
-        """Take ``message``, which was put there at ``turn``, into ``taken``; what it has, it keeps.
-
-        What a function has put there does not count.
+        What is in ``taken`` already stays there.
         """
-        receive = self.ends[turn].recv
-        while taken != [message]:
+        self._take(self.next - 1, message, taken)
+        if taken:
+            self.next -= 1
+
+    def never_seen(self, number: int, message: bytes) -> bool:
+        """Whether a worker that is gone has never seen ``message``, the one with this number."""
+        taken: list[bytes] = []
+        self._take(number, message, taken)
+        return bool(taken) or self._seen[0] == number & 0xFF
+
+    def _take(self, number: int, message: bytes, taken: list[bytes]) -> None:
+        read = self._read[number & 1]
+        while taken != [message]:  # but what a function has put there
             taken.clear()
-            try:
-                # Where a signal handler raises, no assignment follows a call that has returned.
-                taken.extend(map(receive, [LARGEST], [socket.MSG_DONTWAIT]))
-            except OSError:
+            # Where a signal handler raises, no assignment follows a call that has returned.
+            taken.extend(filter(None, map(read, [LARGEST])))
+            if not taken:
                 return
 
+    def handed_over(self) -> None:
+        """The worker has its ends, or will never have them."""
+        for end in self.theirs:
+            end.close()
+
     def close(self) -> None:
-        """Let go of both ends."""
+        """Let go of it."""
+        self.handed_over()
+        for end in self._mine:
+            end.close()
+        self._seen.close()
+
+
+class TrayReader:
+    """The worker's side."""
+
+    def __init__(self, fds: list[int]) -> None:
+        *reading, memory = fds
+        self.ends = [FileIO(fd, "r") for fd in reading]
+        self._read = [end.read for end in self.ends]
+        self._seen = mmap.mmap(memory, 1)
+        os.close(memory)
+        self._count = 0
+
+    def take(self) -> bytes:
+        """Wait for the next message; empty if the server is gone."""
+        count = self._count
+        message = self._read[count & 1](LARGEST) or b""
+        self._count = count + 1
+        self._seen[0] = count + 1 & 0xFF
+        return message
+
+    def close(self) -> None:
+        """In a process that the worker has forked: it is none of its business."""
         for end in self.ends:
             end.close()
+
+
+def _unless_forbidden(call: Callable[..., int], *args: object) -> int | None:
+    """A descriptor; ``None`` if a sandbox forbids it, or has no ``/proc``."""
+    try:
+        return call(*args)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        return None

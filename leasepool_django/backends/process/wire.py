@@ -36,6 +36,7 @@ CALL_PARTS = 10  # with out-of-band buffers, see shared.Payload
 CALL_SHARED = 11  # the payload is in a segment, which the worker fetches if it is a new one
 OFFER = 12  # a segment, with its descriptor, or (of no bytes, without) none
 DROP = 13  # forget a segment, which the body names
+LOOK = 14  # in the tray: what comes next is on the socket
 RESULTS = b"\x01"  # ... or an empty one: it is still in use here
 ARGUMENTS = b"\x02"  # it will not be written again
 # worker -> parent
@@ -52,8 +53,8 @@ FETCH = 15  # the segment of the call that was just read
 RETIRING = 0x80  # the worker takes no further call and leaves
 KEPT = 0x40  # the function kept something that refers to the argument segment
 PLAIN = 0x3F  # masks both
-# After these outcomes, and only these, the worker looks in its tray for its next call: nothing else
-# has to be told or settled before.
+# After these outcomes, and only these, the worker looks in its tray for what comes next; after the
+# others, with which something has to be settled, on its socket.
 OPENS_TRAY = frozenset({RESULT, ERROR})
 # parent -> fork server
 PREPARE = 16
@@ -89,6 +90,9 @@ BROKEN = 115
 def frame(kind: int, body: bytes) -> bytes:
     """One frame, ready to be sent."""
     return pack(len(body) << 8 | kind) + body
+
+
+LOOK_FRAME = frame(LOOK, b"")
 
 
 def message(kind: int, *values: Any) -> bytes:

@@ -38,7 +38,7 @@ from .system import (
     resident_bytes,
 )
 from .timers import Timers, use, watch
-from .tray import Tray
+from .tray import TrayReader
 
 __all__ = ["main", "run"]
 
@@ -49,7 +49,7 @@ MOST_DEAD_CHILDREN = 32
 CALLS_BETWEEN_LOOKS = 64
 TIME_SLICE = 0.01  # seconds; the kernel's default is 0.7 to 3 ms
 
-dumps, pack, OPENS_TRAY = pickle.dumps, wire.pack, wire.OPENS_TRAY
+dumps, pack = pickle.dumps, wire.pack
 modules = sys.modules
 # Of the frames that stand above the function's in a traceback; a carrier or hook is the project's.
 _MODULES = frozenset({__name__, Link.__module__, Payload.__module__, Carriers.__module__})
@@ -59,16 +59,16 @@ def main(source: BinaryIO, fds: str, parent: str) -> None:
     """Entry point of a spawned worker after ``BOOT``; the rest of ``source`` is the ``Setup``."""
     setup = pickle.load(source)
     source.close()
-    sockets = [int(fd) for fd in fds.split(",")]
-    for fd in sockets:
+    ends = [int(fd) for fd in fds.split(",")]
+    for fd in ends:
         os.set_inheritable(fd, False)
-    os._exit(run(sockets, int(parent), setup, None))
+    os._exit(run(ends, int(parent), setup, None))
 
 
-def run(sockets: list[int], parent: int, setup: Setup, hooks: Any) -> int:
-    """Be a worker until the socket ends; returns the exit status.
+def run(ends: list[int], parent: int, setup: Setup, hooks: Any) -> int:
+    """Be a worker until the server hangs up; returns the exit status.
 
-    ``sockets``: the descriptors of its socket and of the ends of its tray, where there is one.
+    ``ends``: the descriptors of its socket and of what its tray is read from, where there is one.
     """
     mark_worker()
     os.setpgid(0, 0)
@@ -78,8 +78,8 @@ def run(sockets: list[int], parent: int, setup: Setup, hooks: Any) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, live_on)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    channel, *ends = (socket.socket(fileno=fd) for fd in sockets)
-    link = forwarding.link = Link(channel, Tray((ends[0], ends[1])) if ends else None)
+    channel = socket.socket(fileno=ends[0])
+    link = forwarding.link = Link(channel, TrayReader(ends[1:]) if ends[1:] else None)
     try:
         if setup.spawn:
             watch()
@@ -125,9 +125,9 @@ def _begin(setup: Setup, hooks: Any) -> None:
 
 def _serve(link: Link, setup: Setup, hooks: Any) -> int:
     runner = _Runner(link, setup, hooks)
-    receive, call, loads = link.receive, runner.call, pickle.loads
+    next_frame, call, loads = link.next_frame, runner.call, pickle.loads
     while True:
-        frame = receive()
+        frame = next_frame()
         if frame is None:
             return 0
         kind, body = frame
@@ -166,6 +166,7 @@ class _Runner:
 
         self.encode_exception, self.resolve = encode_exception, resolve
         self.link = link
+        self.opens_tray = wire.OPENS_TRAY if link.tray is not None else frozenset()
         self.hooks = hooks
         self.functions: dict[str, Callable[..., Any]] = {}
         self.own = mark_of_this_process()
@@ -243,12 +244,12 @@ class _Runner:
         if leaving:
             flags |= wire.RETIRING
         if isinstance(out, Payload):
-            self.link.send(*out.frame(wire.RESULT_PARTS | flags))
+            kind = wire.RESULT_PARTS | flags
+            self.link.send(*out.frame(kind))
         else:
             kind |= flags
             self.link.send(pack(len(out) << 8 | kind) + out)
-            if kind in OPENS_TRAY:
-                self.link.open_tray()
+        self.link.at_tray = kind in self.opens_tray
         return leaving
 
     def _has_had_enough(self) -> bool:
