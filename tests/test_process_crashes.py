@@ -18,6 +18,7 @@ from leasepool_django import (
     RemoteError,
     WorkerCrashedError,
 )
+from leasepool_django.backends.process import tray
 from leasepool_django.engine import LeasedExecutorManager
 from tests import process_jobs as jobs
 from tests.process_pools import CALLERS, Caller, assert_full_capacity, running
@@ -85,6 +86,19 @@ def test_a_worker_killed_while_idle_costs_no_call(caller: Caller) -> None:
             pid = caller(manager, os.getpid)
             os.kill(pid, signal.SIGKILL)
             assert caller(manager, jobs.echo, "answer") == "answer"
+
+
+@pytest.mark.skipif(not tray.SUPPORTED, reason="calls go over the socket here")
+@callers
+def test_a_worker_killed_as_it_receives_a_call_costs_nobody_that_call(
+    caller: Caller, tmp_path: Path
+) -> None:
+    """The kernel gives it the call although it has been killed; it never sees it."""
+    mark = tmp_path / "mark"
+    with running(initializer=jobs.die_receiving_a_call, initargs=(mark,)) as manager:
+        assert mark.exists()
+        assert caller(manager, jobs.echo, "answer") == "answer"
+        wait_until(lambda: manager.stats().workers_crashed == 1)
 
 
 def test_a_stopped_worker_is_still_killed_by_the_time_out(tmp_path: Path) -> None:

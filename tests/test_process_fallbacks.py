@@ -22,9 +22,10 @@ pytestmark = pytest.mark.skipif(
 
 # A filter for system calls, as container runtimes install it; children inherit it.
 FORBID = """
-import ctypes, os, sys
+import ctypes, os, platform, sys
 
 PIDFD_OPEN = 434  # the same number on every architecture
+MEMFD_CREATE = {"x86_64": 319}.get(platform.machine(), 279)
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38
 SECCOMP_MODE_FILTER, ALLOW, ERRNO = 2, 0x7FFF0000, 0x00050000
 
@@ -38,10 +39,10 @@ class Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.POINTER(Instruction))]
 
 
-def forbid_pidfds(number):
+def forbid(system_call, number):
     instructions = (Instruction * 4)(
         (0x20, 0, 0, 0),  # load the number of the system call
-        (0x15, 0, 1, PIDFD_OPEN),  # equal?
+        (0x15, 0, 1, system_call),  # equal?
         (0x06, 0, 0, ERRNO | number),
         (0x06, 0, 0, ALLOW),
     )
@@ -50,6 +51,10 @@ def forbid_pidfds(number):
     program = Program(len(instructions), instructions)
     done = libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
     assert done == 0, os.strerror(ctypes.get_errno())
+
+
+def forbid_pidfds(number):
+    forbid(PIDFD_OPEN, number)
     try:
         os.pidfd_open(os.getpid())
     except OSError as error:
@@ -225,6 +230,45 @@ def test_without_process_descriptors_nothing_outlives_a_killed_server(tmp_path: 
         finally:
             os.kill(server.pid, signal.SIGKILL)
         wait_gone(processes, timeout=1)
+
+
+# --- the tray -------------------------------------------------------------------------------------
+
+WITHOUT_TRAY = (
+    FORBID
+    + HARM
+    + """
+from leasepool_django.backends.process.tray import Tray
+
+
+def forbid_proc():
+    os_open = os.open
+
+    def open(path, *arguments, **options):
+        if str(path).startswith("/proc/self/fd/"):
+            raise PermissionError(13, "Permission denied", path)
+        return os_open(path, *arguments, **options)
+
+    os.open = open
+
+
+if __name__ == '__main__':
+    if sys.argv[3] == "memfd":
+        forbid(MEMFD_CREATE, 1)
+    else:
+        forbid_proc()
+    print(Tray.create())
+    main()
+"""
+)
+
+
+@pytest.mark.parametrize("forbidden", ["memfd", "/proc"])
+def test_without_a_tray_every_promise_is_kept(forbidden: str, tmp_path: Path) -> None:
+    """Where a sandbox forbids what it needs, all calls go over the socket."""
+    ended = run_program(tmp_path, WITHOUT_TRAY, tmp_path, "forkserver", forbidden)
+    assert ended.stdout.splitlines() == ["None", *KEPT], ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 # --- the listing of children ----------------------------------------------------------------------

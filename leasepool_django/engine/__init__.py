@@ -5,7 +5,7 @@ One call, from ``await manager.run(fn, x)`` to its result, when a worker is idle
     caller (its own loop)            Dispatcher (one lock)        worker process
       encode fn, x
       begin(call) ----------------->  idle slot? take it
-      worker.begin(call) -- frame on the worker's own socket --->  fn(x)
+      worker.begin(call) -- frame to the worker alone ---------->  fn(x)
       await call.future                                              |
       reader callback <----------------- outcome frame -------------+
         call_ended(call) ---------->  next in line? else idle
@@ -27,7 +27,7 @@ Who owns what:
 * ``Supervisor`` (supervisor): starts, replaces, sizes and ends; runs on the housekeeper's thread.
 * ``Housekeeper`` (housekeeper): the thread; descriptors, timers, deadlines. No user code.
 * ``Notifier`` (events): the thread for user code: log handlers, subscribers, ``size_provider``.
-* a worker's socket: whoever holds the slot drives it, on one thread at a time.
+* a worker's pipes and socket: whoever holds the slot drives them, on one thread at a time.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ class Tray:
         self.theirs = theirs
         self.next = 0  # the number of the next message
         self._mine = [*readers, *writers]
-        self._read = [reader.read for reader in readers]
-        self._write = [writer.write for writer in writers]
-        self._seen = seen
+        self._read: list[Callable[[int], bytes | None]] = [reader.read for reader in readers]
+        self._write: list[Callable[[bytes], int | None]] = [writer.write for writer in writers]
+        self._seen: mmap.mmap | bytes = seen
 
     @classmethod
     def create(cls) -> Tray | None:
@@ -55,31 +55,26 @@ class Tray:
         if not SUPPORTED:
             return None
         theirs, readers, writers = [], [], []
-        with ExitStack() as opened:
-            for _ in range(2):
-                reading, writing = os.pipe2(os.O_CLOEXEC | os.O_DIRECT)
-                theirs.append(opened.enter_context(FileIO(reading, "r")))
-                writers.append(opened.enter_context(FileIO(writing, "w")))
-                os.set_blocking(writing, False)
-                # The worker's blocks, so this process needs one of its own.
-                own = _unless_forbidden(
-                    os.open,
-                    f"/proc/self/fd/{reading}",
-                    os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC,
-                )
-                if own is None:
-                    return None
-                readers.append(opened.enter_context(FileIO(own, "r")))
-            memory = _unless_forbidden(os.memfd_create, "worker-tray", os.MFD_CLOEXEC)
-            if memory is None:
-                return None
-            theirs.append(opened.enter_context(FileIO(memory, "r+")))
-            try:
+        try:
+            with ExitStack() as opened:
+                for _ in range(2):
+                    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_DIRECT)
+                    theirs.append(opened.enter_context(FileIO(reading, "r")))
+                    writers.append(opened.enter_context(FileIO(writing, "w")))
+                    os.set_blocking(writing, False)
+                    # Where the worker reads, reading blocks; so this process opens it once more.
+                    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                    own = os.open(f"/proc/self/fd/{reading}", flags)
+                    readers.append(opened.enter_context(FileIO(own, "r")))
+                memory = os.memfd_create("worker-tray", os.MFD_CLOEXEC)
+                theirs.append(opened.enter_context(FileIO(memory, "r+")))
                 os.posix_fallocate(memory, 0, 1)
                 seen = mmap.mmap(memory, 1)
-            except OSError:
-                return None  # no memory, or a limit of the size of files
-            opened.pop_all()
+                opened.pop_all()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            return None  # a sandbox forbids it or has no /proc, or there is no memory
         return cls(theirs, readers, writers, seen)
 
     def put(self, message: bytes) -> None:
@@ -125,9 +120,12 @@ class Tray:
     def close(self) -> None:
         """Let go of it."""
         self.handed_over()
+        self._read, self._write = [_nothing] * 2, [_nothing] * 2
         for end in self._mine:
             end.close()
-        self._seen.close()
+        if isinstance(self._seen, mmap.mmap):
+            seen, self._seen = self._seen, self._seen[:1]
+            seen.close()
 
 
 class TrayReader:
@@ -155,11 +153,5 @@ class TrayReader:
             end.close()
 
 
-def _unless_forbidden(call: Callable[..., int], *args: object) -> int | None:
-    """A descriptor; ``None`` if a sandbox forbids it, or has no ``/proc``."""
-    try:
-        return call(*args)
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise
-        return None
+def _nothing(_: object) -> None:
+    """What there is to read where it was closed, and how much can be written."""
