@@ -49,8 +49,8 @@ def worker_killed(manager: LeasedExecutorManager) -> None:
     [
         ("forkserver", 0, "the fork server has run out of file descriptors"),
         ("spawn", 0, "the fork server has run out of file descriptors"),
-        ("forkserver", 2, "the fork server has run out of file descriptors"),
-        ("spawn", 3, "[Errno 24] "),
+        ("forkserver", 3, "the fork server has run out of file descriptors"),
+        ("spawn", 4, "[Errno 24] "),
     ],
 )
 def test_without_descriptors_in_the_fork_server_workers_are_started_later(
