@@ -78,6 +78,12 @@ def after(path: Path, function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
+def slow_echo(value: object) -> object:
+    """Return it when the server has begun to wait."""
+    time.sleep(0.01)
+    return value
+
+
 def spin(path: Path | None = None) -> NoReturn:
     """Use a whole core, for ever."""
     if path is not None:

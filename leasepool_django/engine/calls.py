@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..exceptions import LeasePoolError, LeaseTimeoutError
+from .answer import awaitable_on
 from .config import duration, positive_int
 from .coroutines import refuse_running_loop
 from .lease import ExecutorLease, LeaseState
@@ -86,8 +87,8 @@ class Calls:
             else:
                 worker.begin(call, home, eager=True)
                 if call.state != DONE:
-                    call.future = home.create_future()
-                    await call.future
+                    call.future = future = awaitable_on(home)
+                    await future
         except GeneratorExit:
             # Closed by the garbage collector or a dying loop, perhaps inside a critical section.
             self._supervisor.post(partial(self._give_up, call))

@@ -24,6 +24,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ...engine.answer import Answer
 from ...engine.line import DONE, GONE
 from ..base import Host, Worker
 from . import wire
@@ -100,6 +101,8 @@ class ProcessWorker(Worker):
         self._number: int | None = None  # of the running call in the tray, if it was put there
         self._kill_error: Callable[[], BaseException] | None = None
         self._reading: Call | None = None  # whose outcome was read last
+        self._resuming = False  # whether its caller may go on when all is done here
+        self._answer: Answer | None = None  # ... and is to go on
         self._untold: list[Call] = []  # who may not have been told, as that was interrupted
         self._lock = threading.Lock()
         self._readers: list[asyncio.AbstractEventLoop] = []
@@ -459,7 +462,7 @@ class ProcessWorker(Worker):
         worker = turns.choose(self)
         if worker is not None:  # or ``home`` has something else to do first
             worker._eager = 0
-            worker._take(home)
+            worker._take(home, resuming=True)
             turns.over()
 
     def runs_for(self, home: asyncio.AbstractEventLoop) -> bool:
@@ -497,9 +500,13 @@ class ProcessWorker(Worker):
                 else:
                     self._interfered()
 
-    def _take(self, home: asyncio.AbstractEventLoop) -> None:
-        """Receive once, and handle the frames that completes."""
+    def _take(self, home: asyncio.AbstractEventLoop, *, resuming: bool = False) -> None:
+        """Receive once, and handle the frames that completes.
+
+        ``resuming``: in a callback of the loop, which may let the caller go on itself.
+        """
         self._reading = self._call
+        self._resuming = resuming
         try:
             self._take_frames(home)
         except BaseException:
@@ -507,11 +514,16 @@ class ProcessWorker(Worker):
             # is read next would be taken for the outcome of another call.
             self.offence = self.offence or "this process was interrupted while it read its answer"
             self.leaving = True
+            self._answer = None
             self._note_untold(home)
             self.end()
             raise
         finally:
             self._reading = None  # it refers to its result
+            self._resuming = False
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            answer.resume()
 
     def _note_untold(self, home: asyncio.AbstractEventLoop) -> None:
         """Whose outcome it was, who may have been given the worker next, and who was to follow."""
@@ -611,7 +623,10 @@ class ProcessWorker(Worker):
                     decode(call, plain, body, None)
                 future = call.future
                 if future is not None and not future.done():
-                    future.set_result(None)
+                    if self._resuming and type(future) is Answer and self._answer is None:
+                        self._answer = future
+                    else:
+                        future.set_result(None)
 
     def _interfered(self) -> None:
         """Only a function that writes to descriptors it does not own can cause this."""
