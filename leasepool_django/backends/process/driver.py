@@ -458,6 +458,7 @@ class ProcessWorker(Worker):
         if call is None or call.home is not home:
             self._read_idle(home)
             return
+        del call  # with its result, which its task may let go of before this is left
         turns = self._turns
         worker = turns.choose(self)
         if worker is not None:  # or ``home`` has something else to do first
