@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from leasepool_django.backends.process import outbox
 from leasepool_django.engine.answer import Answer
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
@@ -129,3 +130,25 @@ def test_several_tasks_may_not_await_the_same_call() -> None:
 
     with running() as manager:
         run_on_asyncio(calls())
+
+
+def test_a_result_that_its_task_has_let_go_of_leaves_its_memory_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, resumed: list[Answer]
+) -> None:
+    np = pytest.importorskip("numpy")
+    created: list[int] = []
+    create = outbox.Segment.create
+
+    def counted(size: int, **options: Any) -> Any:
+        created.append(size)
+        return create(size, **options)
+
+    async def calls() -> None:
+        for _ in range(10):
+            await manager.run(jobs.slow_echo, np.ones(100_000))
+
+    monkeypatch.setattr(outbox.Segment, "create", counted)
+    with running() as manager:
+        run_on_asyncio(calls())
+    assert resumed
+    assert len(created) == 2  # for arguments and for results
