@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from leasepool_django.backends.process import outbox
+from leasepool_django.backends.process import shared
 from leasepool_django.engine.answer import Answer
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
@@ -137,7 +137,7 @@ def test_a_result_that_its_task_has_let_go_of_leaves_its_memory_to_the_next(
 ) -> None:
     np = pytest.importorskip("numpy")
     created: list[int] = []
-    create = outbox.Segment.create
+    create = shared.Segment.create
 
     def counted(size: int, **options: Any) -> Any:
         created.append(size)
@@ -147,7 +147,7 @@ def test_a_result_that_its_task_has_let_go_of_leaves_its_memory_to_the_next(
         for _ in range(10):
             await manager.run(jobs.slow_echo, np.ones(100_000))
 
-    monkeypatch.setattr(outbox.Segment, "create", counted)
+    monkeypatch.setattr(shared.Segment, "create", counted)
     with running() as manager:
         run_on_asyncio(calls())
     assert resumed
