@@ -78,6 +78,12 @@ def after(path: Path, function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
+def slow_failure() -> NoReturn:
+    """Fail when the server has begun to wait."""
+    time.sleep(0.01)
+    raise ValueError
+
+
 def slow_echo(value: object) -> object:
     """Return it when the server has begun to wait."""
     time.sleep(0.01)
@@ -336,6 +342,25 @@ def die_receiving_a_call(mark: Path) -> None:
     if not mark.exists():
         mark.touch()
         TrayReader.take = die  # type: ignore[assignment, method-assign]
+
+
+def hang_up_receiving_a_call() -> None:
+    """Shut the socket down between receiving a call and seeing it, and live on."""
+    from leasepool_django.backends.process.records import forwarding
+    from leasepool_django.backends.process.tray import LARGEST, TrayReader
+
+    take = TrayReader.take
+
+    def hesitate(tray: TrayReader) -> bytes:
+        message = tray.ends[0].read(LARGEST) or b""
+        assert forwarding.link is not None
+        forwarding.link.channel.shutdown(socket.SHUT_RDWR)
+        time.sleep(0.2)
+        reads: list[Any] = tray._read
+        reads[0] = lambda _: message
+        return take(tray)
+
+    TrayReader.take = hesitate  # type: ignore[assignment, method-assign]
 
 
 def die_when_a_call_comes() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,34 @@ def test_what_a_task_raises_to_end_its_loop_costs_no_worker(
         assert manager.run_sync(os.getpid) == pid
         assert_full_capacity(manager, tmp_path)
         assert manager.stats().workers_killed == 0
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_a_task_leaves_is_free_at_once(*, cancelled: bool, resumed: list[Answer]) -> None:
+    """Nothing refers to it in a circle, which only the collector would find."""
+
+    async def leave() -> weakref.ref[Any]:
+        task = asyncio.create_task(manager.run(jobs.slow_failure))
+        if cancelled:
+            await async_wait_until(lambda: manager.stats().busy_workers == 1)
+            task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or type(task.exception()) is ValueError
+        return weakref.ref(task)
+
+    async def calls() -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            left = await leave()
+            await asyncio.sleep(0)
+            assert left() is None
+        finally:
+            gc.enable()
+
+    with running() as manager:
+        run_on_asyncio(calls())
+    assert cancelled or resumed
 
 
 def test_several_tasks_may_not_await_the_same_call() -> None:

@@ -101,6 +101,18 @@ def test_a_worker_killed_as_it_receives_a_call_costs_nobody_that_call(
         wait_until(lambda: manager.stats().workers_crashed == 1)
 
 
+@pytest.mark.skipif(not tray.SUPPORTED, reason="calls go over the socket here")
+@callers
+def test_a_worker_that_hangs_up_as_it_receives_a_call_does_not_have_it_run_twice(
+    caller: Caller, tmp_path: Path
+) -> None:
+    """Nobody knows that it will not begin it."""
+    mark = tmp_path / "mark"
+    with running(initializer=jobs.hang_up_receiving_a_call) as manager:
+        assert type(caller.outcome(manager, jobs.mark_and_measure, mark, b"")) is WorkerCrashedError
+    assert len(mark.read_text().splitlines()) == 1
+
+
 def test_a_stopped_worker_is_still_killed_by_the_time_out(tmp_path: Path) -> None:
     """SIGSTOP holds neither the deadline nor the kill."""
     path = tmp_path / "stopped"

@@ -24,7 +24,7 @@ class Answer:
     def __init__(self, home: asyncio.AbstractEventLoop) -> None:
         self._home = home
         self._done = False
-        self._error: asyncio.CancelledError | None = None
+        self._cancelled: tuple[object, ...] | None = None  # what with
         self._wake: Callable[[Answer], object] | None = None
         self._context: Context | None = None
 
@@ -38,27 +38,29 @@ class Answer:
 
     def result(self) -> None:
         """``CancelledError`` if the task was cancelled; else nothing."""
-        if self._error is not None:
-            raise self._error
+        if self._cancelled is not None:
+            raise asyncio.CancelledError(*self._cancelled)
 
     def set_result(self, _: None) -> None:
         """Let the task go on in the loop's next turn."""
+        wake, self._wake = self._wake, None  # it refers to the task, which may keep its error
         self._done = True
-        if self._wake is not None:
-            self._home.call_soon(self._wake, self, context=self._context)
+        if wake is not None:
+            self._home.call_soon(wake, self, context=self._context)
 
     def resume(self) -> None:
         """Let the task go on now. From a callback of its loop, when that has done all else."""
+        wake, self._wake = self._wake, None
         self._done = True
-        if self._wake is not None:
+        if wake is not None:
             assert self._context is not None
-            self._context.run(self._wake, self)
+            self._context.run(wake, self)
 
     def cancel(self, msg: object = None) -> bool:
         """The task is cancelled; false if it goes on already."""
         if self._done:
             return False
-        self._error = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        self._cancelled = () if msg is None else (msg,)
         self.set_result(None)
         return True
 

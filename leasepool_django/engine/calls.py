@@ -87,8 +87,8 @@ class Calls:
             else:
                 worker.begin(call, home, eager=True)
                 if call.state != DONE:
-                    call.future = future = awaitable_on(home)
-                    await future
+                    call.future = awaitable_on(home)
+                    await call.future
         except GeneratorExit:
             # Closed by the garbage collector or a dying loop, perhaps inside a critical section.
             self._supervisor.post(partial(self._give_up, call))

@@ -803,6 +803,8 @@ class ProcessWorker(Worker):
         if not self._ended.is_set():
             self._backend.expect_end_now(self)
             self._ended.wait()
+            if self._left_in_tray():
+                return
         self._call = None
         self._host.call_ended(self, call, None, retiring=True)
         if call.error is None:
@@ -857,7 +859,7 @@ class ProcessWorker(Worker):
         if call is None or self._number is None or self._kill_error is not None:
             return False
         assert self.tray is not None
-        if not self.tray.never_seen(self._number, call.payload):
+        if not self.tray.never_seen(self._number, call.payload, dead=self._ended.is_set()):
             return False
         self._call = None
         self._undelivered(call)

@@ -97,11 +97,14 @@ class Tray:
         if taken:
             self.next -= 1
 
-    def never_seen(self, number: int, message: bytes) -> bool:
-        """Whether a worker that is gone has never seen ``message``, the one with this number."""
+    def never_seen(self, number: int, message: bytes, *, dead: bool) -> bool:
+        """Whether a worker that is gone has not seen ``message``, the one with this number.
+
+        ``dead``: its process has ended. Before, it may be about to see what it has received.
+        """
         taken: list[bytes] = []
         self._take(number, message, taken)
-        return bool(taken) or self._seen[0] == number & 0xFF
+        return bool(taken) or (dead and self._seen[0] == number & 0xFF)
 
     def _take(self, number: int, message: bytes, taken: list[bytes]) -> None:
         read = self._read[number & 1]
