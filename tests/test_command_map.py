@@ -337,6 +337,7 @@ class TestFiles:
                 text=True,
                 timeout=60,
                 check=False,
+                env={**os.environ, "PYTHONUNBUFFERED": ""},  # what was kept is tried at the end
             )
         assert done.returncode == 0
         assert results(target.read_text()) == {1: 2, 2: 4}

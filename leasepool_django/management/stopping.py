@@ -55,9 +55,11 @@ class StoppableCommand(BaseCommand):
         if sys.stderr is None:  # closed, as by ``2>&-``: what is said there is said to nobody
             self.stderr = OutputWrapper(io.StringIO())
         try:
-            super().run_from_argv(argv)
+            try:
+                super().run_from_argv(argv)
+            finally:
+                _discard_unwritable()
         except SystemExit as ending:
-            _discard_unwritable()
             if self.calls_run_on:
                 # A normal exit would wait for them, in threads or in processes of the standard
                 # library's kind.
