@@ -25,7 +25,9 @@ class Answer:
         self._home = home
         self._done = False
         self._cancelled: tuple[object, ...] | None = None  # what with
-        self._wake: Callable[[Answer], object] | None = None
+        # Only while the task waits, and in no variable when it goes on: it may keep an error whose
+        # traceback has this frame as well, and would be in a circle with it.
+        self._wake: list[Callable[[Answer], object]] = []
         self._context: Context | None = None
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
@@ -43,18 +45,16 @@ class Answer:
 
     def set_result(self, _: None) -> None:
         """Let the task go on in the loop's next turn."""
-        wake, self._wake = self._wake, None  # it refers to the task, which may keep its error
         self._done = True
-        if wake is not None:
-            self._home.call_soon(wake, self, context=self._context)
+        if self._wake:
+            self._home.call_soon(self._wake.pop(), self, context=self._context)
 
     def resume(self) -> None:
         """Let the task go on now. From a callback of its loop, when that has done all else."""
-        wake, self._wake = self._wake, None
         self._done = True
-        if wake is not None:
+        if self._wake:
             assert self._context is not None
-            self._context.run(wake, self)
+            self._context.run(self._wake.pop(), self)
 
     def cancel(self, msg: object = None) -> bool:
         """The task is cancelled; false if it goes on already."""
@@ -66,7 +66,8 @@ class Answer:
 
     def add_done_callback(self, callback: Callable[[Answer], object], *, context: Context) -> None:
         """The task begins to wait, and is woken by ``callback``."""
-        self._wake, self._context = callback, context
+        self._wake.append(callback)
+        self._context = context
 
     def __await__(self) -> Generator[Any, None, None]:
         if not self._done:
