@@ -1057,6 +1057,31 @@ def mark_number_and_work(path: Path, number: int) -> int:
     return number
 
 
+def shrink_tray() -> list[str]:
+    """Try to cut off the memory that this worker and the server count calls in; what was said."""
+    said = []
+    for number, target in descriptors().items():
+        if "worker-tray" in target:
+            try:
+                os.ftruncate(number, 0)
+                said.append("done")
+            except OSError as error:
+                said.append(type(error).__name__)
+    return said
+
+
+def descriptors_of_a_fork() -> list[str]:
+    """Return what a process that this worker forks has open, apart from its standard streams."""
+    reading, writing = os.pipe()
+    if not os.fork():
+        found = [target for number, target in descriptors().items() if number > 2]
+        os.write(writing, "\n".join(found).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:  # noqa: PTH123
+        return pipe.read().split("\n")
+
+
 def fill_tray() -> None:
     """Write what is no call to every pipe that this worker reads from."""
     for number, target in descriptors().items():

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import _thread
 
     from ..backends.base import Worker
-    from .answer import Answer
     from .lease import LeaseState
 
 __all__ = ["Call", "Counters", "Line", "Pool", "Queue", "Request", "Slot", "Waiter"]
@@ -60,7 +59,7 @@ class Waiter:
     workers = 1
     owner: str | None = None
     error: BaseException | None = None
-    future: asyncio.Future[None] | Answer | None = None
+    future: asyncio.Future[None] | None = None
     wakeup: _thread.LockType | None = None
     since = 0.0  # when it came (monotonic), once it has to wait
     ahead: Worker | None = None  # that a call was sent to while it was still waiting

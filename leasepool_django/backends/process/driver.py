@@ -1,9 +1,9 @@
-"""A worker as the parent sees it, and the two ways of driving its socket.
+"""A worker as the parent sees it, and the two ways of driving its socket and its tray.
 
-Whoever holds the worker's slot drives the socket: an event loop through a reader that stays
+Whoever holds the worker's slot drives them: an event loop through a reader that stays
 registered on the loop that last used it, or a thread that blocks. One call at a time, so nothing
 here is locked but what the housekeeper touches as well (``_lock``: the process descriptor, who is
-registered, and whether the process has ended).
+registered, whether the process has ended, and what is sent to a worker that nobody drives).
 
 Long because both ways share the state of one socket, and how they take turns is the difficult part.
 """
@@ -515,7 +515,9 @@ class ProcessWorker(Worker):
             # is read next would be taken for the outcome of another call.
             self.offence = self.offence or "this process was interrupted while it read its answer"
             self.leaving = True
-            self._answer = None
+            answer, self._answer = self._answer, None
+            if answer is not None and not answer.done():
+                answer.set_result(None)  # its outcome was received whole
             self._note_untold(home)
             self.end()
             raise
@@ -523,8 +525,13 @@ class ProcessWorker(Worker):
             self._reading = None  # it refers to its result
             self._resuming = False
         answer, self._answer = self._answer, None
-        if answer is not None and not answer.done():
-            answer.resume()
+        if answer is not None:
+            try:
+                answer.resume()
+            except BaseException:
+                if not answer.done():  # a signal handler has raised before it began
+                    answer.set_result(None)
+                raise
 
     def _note_untold(self, home: asyncio.AbstractEventLoop) -> None:
         """Whose outcome it was, who may have been given the worker next, and who was to follow."""

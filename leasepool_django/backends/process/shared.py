@@ -183,7 +183,7 @@ class Segment:
         fd = os.memfd_create("leasepool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size)
-            _seal(fd)
+            seal(fd)
             return cls(fd, size)
         except BaseException:
             os.close(fd)
@@ -283,8 +283,8 @@ class Segment:
             os.close(fd)
 
 
-def _seal(fd: int) -> None:
-    # A receiver that shrank it would have the other side killed by SIGBUS.
+def seal(fd: int) -> None:
+    """Let nobody change the size: who shrank it would have the other side killed by SIGBUS."""
     import fcntl
 
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from io import FileIO
 
+from .shared import seal
 from .system import LINUX
 
 __all__ = ["LARGEST", "SUPPORTED", "Tray", "TrayReader"]
@@ -44,6 +45,7 @@ class Tray:
     ) -> None:
         self.theirs = theirs
         self.next = 0  # the number of the next message
+        self._last = 0  # that of the one that was put there last
         self._mine = [*readers, *writers]
         self._read: list[Callable[[int], bytes | None]] = [reader.read for reader in readers]
         self._write: list[Callable[[bytes], int | None]] = [writer.write for writer in writers]
@@ -66,20 +68,22 @@ class Tray:
                     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
                     own = os.open(f"/proc/self/fd/{reading}", flags)
                     readers.append(opened.enter_context(FileIO(own, "r")))
-                memory = os.memfd_create("worker-tray", os.MFD_CLOEXEC)
+                flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+                memory = os.memfd_create("worker-tray", flags)
                 theirs.append(opened.enter_context(FileIO(memory, "r+")))
                 os.posix_fallocate(memory, 0, 1)
+                seal(memory)
                 seen = mmap.mmap(memory, 1)
                 opened.pop_all()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno == errno.EMFILE:
                 raise
-            return None  # a sandbox forbids it or has no /proc, or there is no memory
+            return None  # a sandbox forbids it or has no /proc; no memory, or too many pipes
         return cls(theirs, readers, writers, seen)
 
     def put(self, message: bytes) -> None:
         """Lay ``message`` there; ``OSError`` if the kernel does not take it."""
-        number = self.next
+        self._last = number = self.next
         self.next = number + 1
         try:
             if self._write[number & 1](message) is None:
@@ -91,11 +95,11 @@ class Tray:
     def take_back(self, message: bytes, taken: list[bytes]) -> None:
         """Take ``message``, which was put there last, into ``taken``, unless the worker has it.
 
-        What is in ``taken`` already stays there.
+        May be done again, with what is in ``taken`` already.
         """
-        self._take(self.next - 1, message, taken)
+        self._take(self._last, message, taken)
         if taken:
-            self.next -= 1
+            self.next = self._last
 
     def never_seen(self, number: int, message: bytes, *, dead: bool) -> bool:
         """Whether a worker that is gone has not seen ``message``, the one with this number.
@@ -154,6 +158,7 @@ class TrayReader:
         """In a process that the worker has forked: it is none of its business."""
         for end in self.ends:
             end.close()
+        self._seen.close()
 
 
 def _nothing(_: object) -> None:
