@@ -22,7 +22,7 @@ from leasepool_django.backends.process.driver import ProcessWorker
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
 from tests.process_pools import assert_full_capacity, running, workers_of
-from tests.process_table import fork_servers
+from tests.process_table import fork_servers, state
 from tests.waiting import async_wait_until, wait_until
 
 Step = Callable[[], None]
@@ -152,6 +152,8 @@ def test_a_worker_that_had_not_read_its_call_is_noticed_though_nobody_reports_it
         assert dies.pid is not None
         assert lives.pid is not None
         os.kill(dies.pid, signal.SIGSTOP)
+        # Before, it might receive the call, and nobody could tell that it has not seen it.
+        wait_until(lambda: state(dies.pid or 0) == "T")
         with stopped(server):
             with stopped(lives.pid):
                 both = [asyncio.create_task(manager.run(jobs.echo, n)) for n in range(2)]

@@ -866,7 +866,7 @@ class ProcessWorker(Worker):
         if call is None or self._number is None or self._kill_error is not None:
             return False
         assert self.tray is not None
-        if not self.tray.never_seen(self._number, call.payload, dead=self._ended.is_set()):
+        if not self.tray.never_seen(self._number, call.payload, dead=self.is_dead):
             return False
         self._call = None
         self._undelivered(call)
