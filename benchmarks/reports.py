@@ -30,8 +30,8 @@ such a goal is reached, too, where there is no such peer. Every contender is set
 documentation shows it, with the number of workers that the group names. Nothing is set that a user
 would not get by default. On a shared machine single figures are noisy; look at the ratios. Groups
 may be measured apart (`python -m benchmarks --only http`), each with all its contenders in one run:
-then the others keep the figures they had. Machines of one name differ, too: the first lines of a
-table show what the machine itself could do that day.
+then the others keep the figures they had. Machines of one name differ, too: where a table begins
+with lines that are no contender's, they show what the machine itself could do that day.
 """
 
 
