@@ -23,6 +23,7 @@ from tests.conftest import HAS_UVLOOP
 from tests.waiting import wait_until
 
 __all__ = [
+    "ALL_WARNINGS",
     "BLOCKING",
     "CALLERS",
     "ROOT",
@@ -37,6 +38,9 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).parents[1]
+# For programs whose whole output matters: in development mode asyncio also reports steps that
+# take long, as they do on a busy machine.
+ALL_WARNINGS = {"PYTHONDEVMODE": "", "PYTHONWARNINGS": "default"}
 # Seconds after which a call that nobody answers is taken for a hang.
 HANG = 30.0
 

@@ -63,7 +63,8 @@ class Attributed(dict[str, Any]):
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine changes nothing of what is found."""
+    """A slow or busy machine changes nothing of what is found."""
+    monkeypatch.setattr(culprit, "SEARCH_SECONDS", 1000)
     monkeypatch.setattr(culprit, "SEARCH_SECONDS_IN_ALL", 1000)
 
 
@@ -427,8 +428,9 @@ def test_the_search_ends_where_the_objects_take_their_time(monkeypatch: pytest.M
     assert error.path != found.path
 
 
-def test_a_worker_that_does_not_compute_searches_on() -> None:
+def test_a_worker_that_does_not_compute_searches_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is stopped, or waits for a core, as where one of the objects waits."""
+    monkeypatch.setattr(culprit, "SEARCH_SECONDS", 0.25)
 
     class Waits:
         def __reduce__(self) -> Any:

@@ -24,7 +24,14 @@ from leasepool_django import LeasePoolNotStartedError
 from leasepool_django.backends.process.driver import ProcessWorker
 from tests import process_jobs as jobs
 from tests.conftest import LoopRunner
-from tests.process_pools import ROOT, assert_full_capacity, new_manager, run_program, running
+from tests.process_pools import (
+    ALL_WARNINGS,
+    ROOT,
+    assert_full_capacity,
+    new_manager,
+    run_program,
+    running,
+)
 from tests.process_table import fork_servers, state
 from tests.waiting import async_wait_until, wait_until
 
@@ -317,7 +324,7 @@ def test_ctrl_c_in_a_terminal_prints_nothing_from_workers(tmp_path: Path) -> Non
             stdout=programs_end,
             stderr=programs_end,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **ALL_WARNINGS, "PYTHONPATH": str(ROOT)},
         ) as program:
             os.close(programs_end)
             wait_until(lambda: len(list(folder.iterdir())) == 2, timeout=20)

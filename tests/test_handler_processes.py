@@ -12,6 +12,7 @@ import pytest
 
 from leasepool_django import run_in_pool_sync
 from tests.django_jobs import double
+from tests.process_pools import ALL_WARNINGS
 
 if TYPE_CHECKING:
     from pytest_django.fixtures import Settings
@@ -33,7 +34,12 @@ def script(text: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", head + body],
         cwd=ROOT,
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", **environment},
+        env={
+            **os.environ,
+            **ALL_WARNINGS,
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=30,
