@@ -32,7 +32,15 @@ from .engine import LeasedExecutorManager
 from .engine.config import duration, log_level, positive_int, why_no_size_provider
 from .exceptions import UnsupportedBackendError
 
-__all__ = ["AliasConfig", "Problem", "ProblemId", "aliases", "get_config", "validate"]
+__all__ = [
+    "AliasConfig",
+    "Problem",
+    "ProblemId",
+    "aliases",
+    "get_config",
+    "project_name",
+    "validate",
+]
 
 SETTING = "LEASEPOOL"
 DEFAULT_ALIAS = "default"
@@ -108,6 +116,7 @@ class AliasConfig(SimpleNamespace):
     shutdown_grace_seconds: float
     forward_logs: bool
     log_level: int
+    publish_status: bool
     context: tuple[str, ...]
     options: Mapping[str, Any]
 
@@ -312,6 +321,7 @@ def _seconds(
 
 CONTEXT_HINT = "Name ContextVar objects, or others with capture() and apply(), by dotted path."
 SIZE_HINT = "Name a function without arguments that returns the current load as a whole number."
+STATUS_HINT = "manage.py leasepool status shows the alias unless it is False."
 LOGS_HINT = "Log records of workers from LOG_LEVEL up reach this process, unless it is False."
 
 # The default of WORKERS_PER_POOL is None here: the usable cores, asked for when it is needed.
@@ -332,6 +342,7 @@ KEYS: Mapping[str, _Key] = MappingProxyType(
         "CALL_TIMEOUT": _seconds("call_timeout", None, optional=True),
         "SHUTDOWN_GRACE_SECONDS": _seconds("shutdown_grace_seconds", 10.0, check=_not_negative),
         "FORWARD_LOGS": _Key("forward_logs", True, _flag, ProblemId.BAD_FLAG, LOGS_HINT),
+        "PUBLISH_STATUS": _Key("publish_status", True, _flag, ProblemId.BAD_FLAG, STATUS_HINT),
         "CONTEXT": _Key("context", (), _context, ProblemId.BAD_CONTEXT, CONTEXT_HINT),
         "LOG_LEVEL": _Key("log_level", logging.INFO, log_level, ProblemId.BAD_LOG_LEVEL, LOGS_HINT),
     }
@@ -360,6 +371,14 @@ def aliases() -> list[str]:
     if not isinstance(value, Mapping):
         return []
     return [alias for alias, entry in value.items() if _is_alias(alias, entry)]
+
+
+def project_name() -> str:
+    """Return what all processes of a project have in common: the name of the settings module.
+
+    Empty where ``settings.configure()`` was called instead.
+    """
+    return str(getattr(settings, "SETTINGS_MODULE", None) or "")
 
 
 def _setting() -> Any:

@@ -1,8 +1,8 @@
 """``pools``: alias → manager, one per process for all threads, tasks and event loops.
 
-The lifespan wrapper, the shortcuts, the management command and tests get their managers here.
-A manager starts at the first use of it, or with all others in ``start_all``; what runs is stopped
-by ``stop_all``, or at exit. ``AppConfig.ready`` must never start one: workers run it too.
+The whole package gets its managers here. One starts at its first use, or with all others in
+``start_all``; what runs is stopped by ``stop_all``, or at exit. ``AppConfig.ready`` must never
+start one: workers run it too.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
 from . import signals
-from .conf import SETTING, AliasConfig, get_config
+from .conf import SETTING, AliasConfig, get_config, project_name
 from .engine import LeasedExecutorManager
 from .exceptions import (
     LeasePoolError,
@@ -28,6 +29,10 @@ from .exceptions import (
     UnsupportedBackendError,
 )
 from .worker import in_inline_call, in_worker
+
+if TYPE_CHECKING:
+    from .engine import ManagerStats
+    from .status import Publisher
 
 __all__ = ["AliasManager", "Pools", "pools"]
 
@@ -38,12 +43,39 @@ class AliasManager(LeasedExecutorManager):
     def __init__(self, owner: Pools, config: AliasConfig) -> None:
         super().__init__(**config.manager_kwargs())
         self.alias = config.alias
+        self.publishes_status = config.publish_status
         self.subscribe(partial(signals.send, type(self), self.alias), wants=signals.wanted)
         self._owner = owner
 
     def stop_within_grace(self) -> None:
         """Let all go on for ``SHUTDOWN_GRACE_SECONDS``, then stop; returns at once."""
         self.request_stop(grace=0, after=self._config.shutdown_grace_seconds)
+
+    async def start(self) -> None:
+        """See ``LeasedExecutorManager``; ``manage.py leasepool status`` shows it from now on."""
+        self._owner.publish_status()  # before, for what takes long or fails is of interest
+        await super().start()
+        self._owner.publish_status()  # as one that stopped meanwhile may have ended it
+
+    def start_sync(self) -> None:
+        """``start`` for blocking code."""
+        self._owner.publish_status()
+        super().start_sync()
+        self._owner.publish_status()
+
+    async def stop(self, *, grace: float | None = None) -> None:
+        """See ``LeasedExecutorManager``."""
+        try:
+            await super().stop(grace=grace)
+        finally:
+            self._owner.unpublish_stopped()
+
+    def stop_sync(self, *, grace: float | None = None) -> None:
+        """``stop`` for blocking code."""
+        try:
+            super().stop_sync(grace=grace)
+        finally:
+            self._owner.unpublish_stopped()
 
     async def ensure_running(self) -> None:
         """Start; called by the engine when work is asked for and nothing runs."""
@@ -52,8 +84,7 @@ class AliasManager(LeasedExecutorManager):
         try:
             self._owner.require_in_service(self)
         except LeasePoolNotStartedError:
-            # It was taken out of service meanwhile, by one who could not see it running.
-            await self.stop(grace=0)
+            await self.stop(grace=0)  # who took it out of service could not see it running
             raise
 
     def ensure_running_sync(self) -> None:
@@ -76,11 +107,12 @@ class Pools(Mapping[str, AliasManager]):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # The next four are guarded by _lock; request_stop sets _closed without it.
+        # The next five are guarded by _lock; request_stop sets _closed without it.
         self._managers: dict[str, AliasManager] | None = None
         self._generation = 0  # raised by reset: what was read from the settings before is old
         self._closed = False
         self._registered = False
+        self._publisher: Publisher | None = None
 
     def __getitem__(self, alias: str) -> AliasManager:
         managers = self._all()
@@ -197,6 +229,25 @@ class Pools(Mapping[str, AliasManager]):
                     "opens it again."
                 )
 
+    def publish_status(self) -> None:
+        """Answer ``manage.py leasepool status``, until no manager runs."""
+        if any(manager.publishes_status for manager in self.existing()):
+            from .status import publish  # much to load for processes that use no pool
+
+            with self._lock:
+                self._publisher = self._publisher or publish(self._published, project_name())
+
+    def unpublish_stopped(self) -> None:
+        """Do no longer, if none runs."""
+        if all(manager.stats().state in {"new", "stopped"} for manager in self.existing()):
+            with self._lock:
+                if self._publisher is not None:
+                    self._publisher.close()
+                    self._publisher = None
+
+    def _published(self) -> dict[str, ManagerStats]:
+        return {m.alias: m.stats() for m in self.existing() if m.publishes_status}
+
     def _all(self) -> dict[str, AliasManager]:
         _refuse_in_worker()
         while True:
@@ -272,6 +323,9 @@ class Pools(Mapping[str, AliasManager]):
         # managers up anew, without workers.
         self._lock = threading.Lock()
         self._closed = False
+        if self._publisher is not None:
+            self._publisher.discard()
+            self._publisher = None
 
 
 def _before_threads_are_joined(function: Callable[[], None]) -> None:

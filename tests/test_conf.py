@@ -267,6 +267,7 @@ def test_none_is_allowed_where_there_may_be_no_limit(settings: Settings, name: s
         ),
         ({"default": {"BACKEND": 7}}, ProblemId.UNKNOWN_BACKEND, "7", ""),
         ({"default": {"FORWARD_LOGS": "yes"}}, ProblemId.BAD_FLAG, "'yes'", "LOG_LEVEL"),
+        ({"default": {"PUBLISH_STATUS": 1}}, ProblemId.BAD_FLAG, "1", "leasepool status"),
         ({"default": {"LOG_LEVEL": "LOUD"}}, ProblemId.BAD_LOG_LEVEL, "'LOUD'", "LOG_LEVEL"),
         ({"default": {"OPTIONS": ["x"]}}, ProblemId.BAD_OPTIONS, "not list", "keyword arguments"),
         (

@@ -22,13 +22,17 @@ __all__ = ["LeaseStats", "ManagerStats", "PoolStats", "WorkerStats", "snapshot"]
 
 @dataclass(frozen=True)
 class WorkerStats:
-    """One place for a worker. ``state``: starting, idle, leased, busy, stopping or failed."""
+    """One place for a worker. ``state``: starting, idle, leased, busy, stopping or failed.
+
+    ``seconds``: how long it has been running its call; ``None`` without one.
+    """
 
     state: str
     pid: int | None
     calls: int
     function: str | None
     owner: str | None
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def snapshot(
     with dispatcher.lock:
         line, counters = dispatcher.line, dispatcher.counters
         head = line.head
-        pools = [(pool.number, [_seen(slot) for slot in pool.slots]) for pool in line.pools]
+        pools = [(pool.number, [_seen(slot, now) for slot in pool.slots]) for pool in line.pools]
         facts |= {
             "leases": tuple(_lease(lease, now) for lease in dispatcher.leases),
             "live_workers": backend.live_workers(),
@@ -132,7 +136,7 @@ def snapshot(
     )
 
 
-def _seen(slot: Slot) -> tuple[dict[str, Any], Call | None]:
+def _seen(slot: Slot, now: float) -> tuple[dict[str, Any], Call | None]:
     worker, call, lease = slot.worker, slot.call, slot.lease
     if worker is None:
         state = "failed" if slot.failures else "starting"
@@ -147,6 +151,7 @@ def _seen(slot: Slot) -> tuple[dict[str, Any], Call | None]:
         "pid": worker.pid if worker is not None else None,
         "calls": worker.calls if worker is not None else 0,
         "owner": lease.owner if lease is not None else call.owner if call is not None else None,
+        "seconds": None if call is None else max(0.0, now - call.begun) if call.begun else 0.0,
     }, call
 
 

@@ -22,7 +22,7 @@ from ..backends.process.texts import bounded
 from .calls import Call, Failure, Outcome, shown
 from .results import Results
 
-__all__ = ["MapReport", "OutputError", "Printer", "Report"]
+__all__ = ["MapReport", "OutputError", "Printer", "Report", "counted", "visible"]
 
 _BAR_WIDTH = 30
 _BAR_SECONDS = 0.1  # between two drawings
@@ -146,7 +146,7 @@ class Report(Printer):
         """Say how long all calls took together; nothing in JSON, where each line stands alone."""
         if self._as_json:
             return
-        calls = _counted(len(self._calls), "call")
+        calls = counted(len(self._calls), "call")
         self._write(self._stdout, _summary(calls, seconds, start_seconds, workers, pool))
 
     def comparison(self, *, seconds: float, serial_seconds: float) -> None:
@@ -182,12 +182,12 @@ class Report(Printer):
         if self._as_json:
             self._write(self._stdout, _json_line(index, call, outcome))
         else:
-            self._write(self._stdout, _visible(f"{text} {_ending(outcome)}"))
+            self._write(self._stdout, visible(f"{text} {_ending(outcome)}"))
         if outcome.failure is not None:
             self.failed += 1
             where = "" if outcome.pid is None else f" in worker {outcome.pid}"
             details = outcome.failure.traceback_text or _what(outcome.failure)
-            self._write(self._stderr, _visible(f"{text} failed{where}:\n{details.rstrip()}"))
+            self._write(self._stderr, visible(f"{text} failed{where}:\n{details.rstrip()}"))
 
 
 class MapReport(Printer):
@@ -239,13 +239,13 @@ class MapReport(Printer):
         where = "" if pid is None else f" in worker {pid}"
         details = (failure.traceback_text or _what(failure)).rstrip()
         text = bounded(call.text(self._function), _MAX_CALL_CHARS)
-        self._say(_visible(f"line {line}: {text} failed{where}:\n{details}"))
+        self._say(visible(f"line {line}: {text} failed{where}:\n{details}"))
         if self.failed == _TRACEBACKS:
             self._say("Further failures are told with the results only.")
 
     def summary(self, *, seconds: float, start_seconds: float, workers: int, pool: str) -> None:
         """Say how long all lines took together; on standard error, apart from the results."""
-        lines = _counted(self.written, "line")
+        lines = counted(self.written, "line")
         text = _summary(lines, seconds, start_seconds, workers, pool)
         self._say(text, style_func=str)
 
@@ -271,12 +271,13 @@ class MapReport(Printer):
 
 def _summary(what: str, seconds: float, start_seconds: float, workers: int, pool: str) -> str:
     return (
-        f"{what} on {_counted(workers, 'worker')} of pool {pool!r}: {seconds:.2f} s, after "
+        f"{what} on {counted(workers, 'worker')} of pool {pool!r}: {seconds:.2f} s, after "
         f"{start_seconds:.2f} s to start the workers."
     )
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """``1 call``, ``2 calls``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
@@ -309,7 +310,7 @@ def _what(failure: Failure) -> str:
     return f"{failure.type_name}: {failure.message}" if failure.message else failure.type_name
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Give ``text`` with escapes for what a terminal would act upon."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 

@@ -153,8 +153,13 @@ class StoppableCommand(BaseCommand):
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def stopped_by_broken_output(self, report: Printer, backend: type[Backend]) -> Iterator[None]:
-        """End when results cannot be written; quietly where nobody reads, as in ``… | head -1``."""
+    def stopped_by_broken_output(
+        self, report: Printer, backend: type[Backend] | None = None
+    ) -> Iterator[None]:
+        """End when results cannot be written; quietly where nobody reads, as in ``… | head -1``.
+
+        ``backend``: that of the calls, if there are any.
+        """
         try:
             yield
         except* OutputError:
@@ -163,13 +168,13 @@ class StoppableCommand(BaseCommand):
             case BrokenPipeError():
                 self._leave(backend, _OUTPUT_CLOSED)
             case OSError() as error:
-                self.calls_run_on |= not backend.supports_kill
+                self.calls_run_on |= backend is not None and not backend.supports_kill
                 why = error.strerror or error
                 raise CommandError(f"The results cannot be written: {why}.") from error
 
-    def _leave(self, backend: type[Backend], status: int) -> NoReturn:
+    def _leave(self, backend: type[Backend] | None, status: int) -> NoReturn:
         """End with ``status``; ``run_from_argv`` sees to it that calls which run on are left."""
-        self.calls_run_on |= not backend.supports_kill
+        self.calls_run_on |= backend is not None and not backend.supports_kill
         sys.exit(status)
 
 

@@ -1,10 +1,12 @@
-"""``manage.py leasepool run`` and ``leasepool map``: call a function in leased workers.
+"""``manage.py leasepool``: ``run`` and ``map`` call a function in leased workers.
+
+``status`` shows what the pools of running processes are doing.
 
 Exit status: 0 when every call succeeded, 1 when one failed or no worker could be had, 2 for a
 mistake on the command line or in the input (found before any worker starts, unless the input is a
 pipe), 130 and 143 after Ctrl-C and SIGTERM, 141 when nobody reads the results any more.
 
-Long because it says what the options of both mean.
+Long because it says what the options of all three mean.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from django.core.management.base import CommandError, CommandParser, OutputWrapp
 
 from ...backends.base import Backend, resolve
 from ...backends.process.texts import type_name
+from ...conf import project_name
 from ...engine import ExecutorLease, LeasedExecutorManager
 from ...exceptions import CallTimeoutError, LeasePoolError, UnknownAliasError, WorkerStartError
 from ...handler import pools
+from ...status import Answer, ask_all, supported
 from ..calls import (
     Call,
     Outcome,
@@ -40,12 +44,14 @@ from ..calls import (
 )
 from ..failures import failure_of
 from ..mapping import FileError, Lines, map_lines
+from ..overview import Overview
 from ..parsing import Once, SubcommandParser, add_common_options, to_count, to_seconds
 from ..report import MapReport, Printer, Report
 from ..results import Results
 from ..stopping import StoppableCommand
 
 _USAGE_MISTAKE = 2
+_WATCH_SECONDS = 1.0
 # For each worker, how many lines may be under way, from being read to being written.
 _LINES_A_WORKER = 16
 
@@ -53,7 +59,7 @@ _LINES_A_WORKER = 16
 class Command(StoppableCommand):
     """``manage.py leasepool``, one method for each subcommand."""
 
-    help = "Run functions of the project in leased workers."
+    help = "Run functions of the project in leased workers, or show what workers are doing."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Describe the subcommands."""
@@ -123,6 +129,27 @@ class Command(StoppableCommand):
             "--resume",
             action="store_true",
             help="go on behind the last line that the output file has a result of",
+        )
+
+        status = subcommands.add_parser(
+            "status",
+            help="show what the pools of this project's running processes are doing",
+            description="Show the processes that use pools with the same settings module: their "
+            "workers and the calls these run, leases, and who waits. Linux only.",
+        )
+        add_common_options(status)
+        status.set_defaults(handle_subcommand=self.handle_status)
+        status.add_argument("--pool", metavar="ALIAS", help="show only this one")
+        status.add_argument(
+            "--watch",
+            metavar="SECONDS",
+            type=to_seconds,
+            nargs="?",
+            const=_WATCH_SECONDS,
+            help="show it again and again, until Ctrl-C; each second, or as often as is said",
+        )
+        status.add_argument(
+            "--json", dest="as_json", action="store_true", help="one JSON object a process"
         )
 
     def handle(self, *_args: Any, **options: Any) -> None:
@@ -238,6 +265,41 @@ class Command(StoppableCommand):
                 raise CommandError(str(error), returncode=_USAGE_MISTAKE) from error
         if report.failed:
             raise CommandError(f"{report.failed} of {report.written} calls failed.")
+
+    def handle_status(self, options: dict[str, Any]) -> None:
+        """``leasepool status``: ask those that run, and show what they say."""
+        self._require_stdout()
+        if not supported():
+            raise CommandError("The state of other processes can be seen on Linux only.")
+        if options["pool"] is not None:
+            with _mistakes():
+                pools[options["pool"]]  # is there such a one?
+        seconds: float | None = options["watch"]
+        overview = Overview(
+            self.stdout,
+            self.stderr,
+            as_json=options["as_json"],
+            pool=options["pool"],
+            redraws=seconds is not None and not options["as_json"] and self.stdout.isatty(),
+        )
+        project = project_name()
+        nobody = (
+            f"No process with the settings {project!r} uses its pools. They start with the server "
+            "where it has a lifespan, or else when they are first used."
+        )
+        with self.stopped_by_broken_output(overview):
+            if seconds is None:
+                answers = _ask(project)
+                overview.show(answers)
+                if not answers:
+                    raise CommandError(nobody)
+                if all(answer.trouble for answer in answers):
+                    raise CommandError("No process told its state.")
+                return
+            with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+                while True:
+                    overview.show(_ask(project), nobody)
+                    time.sleep(seconds)
 
     def _open_files(
         self, options: dict[str, Any], report: MapReport, opened: contextlib.ExitStack
@@ -405,6 +467,13 @@ def _status(stream: OutputWrapper) -> os.stat_result | None:
         return os.fstat(stream.fileno())
     except (OSError, AttributeError):
         return None
+
+
+def _ask(project: str) -> list[Answer]:
+    try:
+        return ask_all(project)
+    except OSError as error:
+        raise CommandError(f"Which processes there are cannot be read: {error}.") from error
 
 
 def _manager(alias: str, workers: int | None) -> LeasedExecutorManager:
