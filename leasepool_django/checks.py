@@ -208,7 +208,12 @@ def _too_many_workers(configs: Iterable[AliasConfig]) -> Iterator[Problem]:
 
 
 def _with_processes(configs: Iterable[AliasConfig]) -> list[AliasConfig]:
-    return [config for config in configs if resolve(config.backend).supports_isolation]
+    backends = [(config, resolve(config.backend)) for config in configs]
+    return [
+        config
+        for config, backend in backends
+        if backend.supports_isolation and backend.on_this_machine
+    ]
 
 
 def _allowing(configs: Sequence[AliasConfig]) -> str:

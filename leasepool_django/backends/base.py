@@ -31,6 +31,7 @@ BUILT_IN = {
     "process": "leasepool_django.backends.process.ProcessBackend",
     "thread": "leasepool_django.backends.executor.ThreadBackend",
     "inline": "leasepool_django.backends.inline.InlineBackend",
+    "dask": "leasepool_django.backends.dask.DaskBackend",
 }
 
 
@@ -160,7 +161,8 @@ class Backend(ABC):
     costs that call only, and arguments are copies; ``supports_log_forwarding``: worker log
     records reach this process; ``supports_hooks``: takes the ``hooks`` option;
     ``supports_prompt_deadlines``: a blocking caller hears at once that its call's time is over, and
-    not when the function ends, which it runs itself.
+    not when the function ends, which it runs itself; ``on_this_machine``: its workers use the
+    cores here.
     """
 
     name: ClassVar[str]
@@ -169,6 +171,7 @@ class Backend(ABC):
     supports_log_forwarding: ClassVar[bool] = False
     supports_hooks: ClassVar[bool] = False
     supports_prompt_deadlines: ClassVar[bool] = True
+    on_this_machine: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod

@@ -25,6 +25,7 @@ class ExecutorBackend(StrEnum):
     PROCESS = "process"
     THREAD = "thread"
     INLINE = "inline"
+    DASK = "dask"
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class LeasedExecutorManager:
         if process_logging.enabled and not kind.supports_log_forwarding:
             raise ValueError(
                 f"forward_process_logs=True needs a backend that forwards logs; {kind.name!r} "
-                "does not. Leave it out: threads log in this process already."
+                "does not. Leave it out: what runs in this process logs here anyway."
             )
         self._backend = kind(config, executor_kwargs)
         self._subscribers: list[Subscriber] = []

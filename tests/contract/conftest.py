@@ -17,6 +17,7 @@ import pytest
 from leasepool_django import LeasedExecutorManager
 from leasepool_django.backends.base import Backend, resolve
 from tests import managers
+from tests.dask_cluster import cluster
 from tests.stage import Stage
 
 
@@ -66,10 +67,28 @@ KINDS = {
         "concurrent.futures.ProcessPoolExecutor",
         {"mp_context": multiprocessing.get_context("spawn")},
     ),
+    "dask": Kind("dask"),
 }
 
 
-@pytest.fixture(params=KINDS)
+def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    """Those of a kind: a cluster takes its time."""
+    return (pytest.mark.slow,) if name == "dask" else ()
+
+
+@pytest.fixture(params=[pytest.param(name, marks=marks(name)) for name in KINDS])
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Run the test once with each backend."""
     return KINDS[request.param]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def dask_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Start a cluster, where a test of this run needs one, and have it used."""
+    if not any("dask" in item.name for item in request.session.items):
+        yield
+        return
+    import dask.config
+
+    with cluster(4) as address, dask.config.set({"scheduler-address": address}):
+        yield

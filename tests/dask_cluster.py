@@ -1,0 +1,54 @@
+"""A Dask cluster on this machine, in processes of its own: ``python -m tests.dask_cluster``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.process_pools import ROOT
+
+__all__ = ["cluster"]
+
+
+@contextmanager
+def cluster(workers: int, **environment: str) -> Iterator[str]:
+    """Give the address of the scheduler of ``workers`` processes with one thread each."""
+    with subprocess.Popen(
+        [sys.executable, "-m", __name__, str(workers)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "", "PYTHONDEVMODE": "", **environment},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().strip()
+            assert address, "the cluster has not started"
+            yield address
+        finally:
+            process.stdin.close()  # which ends it, see below
+            process.wait(30)
+
+
+def _main(workers: str) -> None:
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=int(workers),
+        threads_per_worker=1,
+        dashboard_address=None,
+        silence_logs=False,
+    ) as local:
+        sys.stdout.write(f"{local.scheduler_address}\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,40 @@
+"""Functions that tests run on a cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any, NoReturn
+
+from leasepool_django.worker import in_worker
+from tests.waiting import wait_until
+
+
+def surroundings() -> dict[str, Any]:
+    """What a call finds around it."""
+    from django.contrib.auth.models import User
+    from django.utils import timezone, translation
+
+    from tests.context_jobs import request_id
+
+    return {
+        "in_worker": in_worker(),
+        "language": translation.get_language(),
+        "zone": timezone.get_current_timezone_name(),
+        "model": User._meta.label,
+        "request_id": request_id.get("none"),
+        # The process of Dask's that the fork server of this worker belongs to.
+        "dask": _parent(os.getppid()),
+    }
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def kill_host() -> NoReturn:
+    """End the process of Dask's that this worker belongs to."""
+    os.kill(_parent(os.getppid()), signal.SIGKILL)
+    wait_until(lambda: False, timeout=20)
+    raise AssertionError
