@@ -24,7 +24,7 @@ from leasepool_django import (
     pools,
     run_in_pool_sync,
 )
-from leasepool_django.backends import dask_host
+from leasepool_django.backends.dask import host
 from tests import dask_jobs, jobs
 from tests.context_jobs import request_id
 from tests.dask_cluster import cluster
@@ -164,6 +164,11 @@ def test_a_scheduler_that_is_not_there_is_named() -> None:
         manager.start_sync()
 
 
+def test_without_any_address_none_is_made_up() -> None:
+    with pytest.raises(WorkerStartError, match="Which Dask cluster"):
+        new_manager(backend="dask").start_sync()
+
+
 def test_without_an_address_dasks_own_configuration_counts(address: str) -> None:
     with dask.config.set({"scheduler-address": address}):
         manager = new_manager(backend="dask")
@@ -193,7 +198,7 @@ def tell_hosts(address: str, seconds: float) -> None:
     """Have them take a server for gone after so many seconds."""
 
     def change(seconds: float) -> None:
-        dask_host.SILENT_SECONDS = seconds
+        host.SILENT_SECONDS = seconds
 
     with Client(address, set_as_default=False) as client:
         client.run(change, seconds)

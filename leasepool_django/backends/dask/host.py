@@ -19,14 +19,14 @@ from functools import cache
 from time import monotonic
 from typing import Any, NamedTuple
 
-from ..engine import LeasedExecutorManager
-from ..exceptions import LeasePoolError, WorkerStartError
-from .process import wire
-from .process.carriers import Carriers
-from .process.errors import leading_frames, note
-from .process.pickling import explain_result, shown_name
-from .process.remote import encode_exception, resolve
-from .process.shared import dump, load_parts
+from ...engine import LeasedExecutorManager
+from ...exceptions import LeasePoolError, WorkerStartError
+from ..process import wire
+from ..process.carriers import Carriers
+from ..process.errors import leading_frames, note
+from ..process.pickling import explain_result, shown_name
+from ..process.remote import encode_exception, resolve
+from ..process.shared import dump, load_parts
 
 __all__ = [
     "CANCELLED",

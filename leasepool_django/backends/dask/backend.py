@@ -1,9 +1,6 @@
-"""The ``dask`` backend: workers on the machines of a Dask cluster (https://distributed.dask.org).
+"""The engine's side of the ``dask`` backend: workers that are seats on a cluster.
 
-A worker is a seat in one of Dask's worker processes, see ``dask_host``, and a call is a message
-there, by ``Client.run``: never a task of Dask's, which it would run again when a machine is lost.
-One thread has the event loop of the client and does all that is said to the cluster. What comes of
-a call is decoded on that thread.
+What comes of a call is decoded on the cluster's thread.
 """
 
 from __future__ import annotations
@@ -13,222 +10,33 @@ import itertools
 import os
 import threading
 import traceback
-import uuid
-from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ..engine.config import duration
-from ..engine.line import Call
-from ..exceptions import UnsupportedBackendError, WorkerCrashedError, WorkerStartError
-from . import dask_host
-from .base import Backend, Host, Worker
-from .dask_host import CANCELLED, FAILED, FULL, SETTINGS, SILENT_SECONDS, Spec
-from .process import wire
-from .process.encoding import Encoder
-from .process.options import OPTIONS, make_setup
-from .process.outcomes import decode
-from .process.shared import Payload
-
-try:
-    from distributed import Client
-except ImportError as error:
-    raise UnsupportedBackendError(
-        "The backend 'dask' needs the package 'distributed': pip install 'leasepool-django[dask]'."
-    ) from error
+from ...engine.config import duration
+from ...engine.line import Call
+from ...exceptions import WorkerCrashedError, WorkerStartError
+from ..base import Backend, Host, Worker
+from ..process import wire
+from ..process.encoding import Encoder
+from ..process.options import OPTIONS, make_setup
+from ..process.outcomes import decode
+from ..process.shared import Payload
+from . import host
+from .cluster import Cluster
+from .host import CANCELLED, FAILED, SETTINGS, Spec
 
 if TYPE_CHECKING:
-    from ..engine.config import ManagerConfig
-    from ..engine.line import Slot
+    from ...engine.config import ManagerConfig
+    from ...engine.line import Slot
 
 __all__ = ["DaskBackend"]
 
 OWN_OPTIONS = frozenset({"address", "connect_timeout", "security"})
-# Between two signs of life; some may be lost before the other side takes this process for gone.
-_BEAT_SECONDS = SILENT_SECONDS / 6
-_CLOSE_SECONDS = 5.0
-_PERFORM = f"{dask_host.__name__}.{dask_host.perform.__qualname__}"
-
-
-class _Cluster:
-    """The client of a cluster, and the thread that has its event loop.
-
-    ``lost``: called on that thread with the address of a worker of Dask's that is gone.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        address: str | None,
-        connect_timeout: float,
-        security: Any,
-        lost: Callable[[str], None],
-    ) -> None:
-        self._address = address
-        self._connect_timeout = connect_timeout
-        self._security = security
-        self._lost = lost
-        self.token = uuid.uuid4().hex
-        self._client: Client | None = None
-        self._connecting = asyncio.Lock()
-        self._seats: Counter[str] = Counter()
-        self._failures: Counter[str] = Counter()
-        self._asked: set[str] = set()  # where there may be one
-        self._ended = False
-        self._beating: asyncio.Task[None] | None = None
-        # A plain one: what is started by this process must not depend on a policy of the user's.
-        self._loop = asyncio.SelectorEventLoop()
-        self._thread = threading.Thread(target=self._serve, name=f"{name}-dask", daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.close()
-
-    def do(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        """Have ``work`` done on the thread; ``RuntimeError`` once it has ended."""
-        try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            raise
-
-    async def take_seat(self, spec: Spec) -> str:
-        """Take a seat and give the address of its host; ``WorkerStartError`` if there is none."""
-        client = await self._connected()
-        try:
-            listed = (await client.scheduler.identity(n_workers=-1))["workers"]
-        except Exception as error:
-            raise WorkerStartError(
-                f"Dask's scheduler does not answer: {type(error).__name__}: {error}"
-            ) from error
-        # Those with few of ours first, and of these the ones where no start has failed.
-        addresses: list[str] = sorted(listed, key=lambda a: (self._seats[a], self._failures[a]))
-        for address in addresses:
-            if self._ended:
-                break
-            self._asked.add(address)
-            match await self._say(address, dask_host.take_seat, self.token, spec):
-                case ():
-                    self._seats[address] += 1
-                    if self._beating is None:
-                        self._beating = asyncio.create_task(self._beat())
-                    return address
-                case (status,) if status == FULL:
-                    continue
-                case (status, WorkerStartError() as failure) if status == FAILED:
-                    self._failures[address] += 1
-                    raise failure
-                case trouble:
-                    self._failures[address] += 1
-                    raise WorkerStartError(
-                        f"No worker could be had of Dask's at {address}: {_told(trouble)}"
-                    )
-        threads = sum(worker["nthreads"] for worker in listed.values())
-        raise WorkerStartError(
-            f"The cluster has no seat left: its {len(listed)} workers have {threads} threads in "
-            "all, each good for one of WORKERS_PER_POOL, of all servers together."
-        )
-
-    async def call(self, address: str, number: int, frame: tuple[Any, ...]) -> Any:
-        """Run a call there; what ``dask_host.call`` says, or the error that it was lost with."""
-        return await self._say(address, dask_host.call, self.token, number, frame)
-
-    async def cancel(self, address: str, number: int) -> None:
-        """Stop it. Returns when it has stopped, or is lost anyway."""
-        await self._say(address, dask_host.cancel, self.token, number)
-
-    async def give_back(self, address: str) -> None:
-        """Give a seat back that is not used."""
-        if self._seats[address]:
-            self._seats[address] -= 1
-            await self._say(address, dask_host.give_back, self.token)
-
-    async def leave(self) -> None:
-        """Give all back, and let go of the client."""
-        self._ended = True
-        if self._beating is not None:
-            self._beating.cancel()
-        self._seats.clear()
-        await asyncio.gather(
-            *(self._say(address, dask_host.leave, self.token) for address in self._asked)
-        )
-        if self._client is not None:
-            client, self._client = self._client, None
-            await client.close()
-
-    def end(self) -> None:
-        """``leave``, within a few seconds, and end the thread."""
-        try:
-            self.do(asyncio.wait_for(self.leave(), _CLOSE_SECONDS)).exception(_CLOSE_SECONDS + 1)
-        except TimeoutError:
-            pass  # the others find that nothing is said any more
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_CLOSE_SECONDS)
-
-    async def _connected(self) -> Client:
-        async with self._connecting:
-            if self._client is not None and self._client.status == "running":
-                return self._client
-            if self._client is not None:  # the scheduler was lost, and all seats with it
-                client, self._client = self._client, None
-                await client.close()
-            try:
-                self._client = await Client(
-                    self._address,
-                    asynchronous=True,
-                    set_as_default=False,
-                    timeout=self._connect_timeout,
-                    security=self._security,
-                )
-            except Exception as error:
-                where = f" at {self._address}" if self._address else ""
-                raise WorkerStartError(
-                    f"Dask's scheduler{where} cannot be reached within {self._connect_timeout:g} "
-                    f"s: {type(error).__name__}: {error}"
-                ) from error
-            return self._client
-
-    async def _say(self, address: str, function: Any, *arguments: Any) -> Any:
-        """Call ``function`` on the event loop of a worker of Dask's; an error is returned."""
-        client = self._client
-        if client is None:
-            return ConnectionError("There is no connection to Dask's scheduler.")
-        try:
-            said = await client.run(function, *arguments, workers=[address], on_error="return")
-            return said[address]
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            return ConnectionError(f"Dask's client gave it up: {error}")  # as it was closed
-        except Exception as error:  # noqa: BLE001 - whatever it is, the call is lost
-            return error
-
-    async def _beat(self) -> None:
-        """Say that this process is there, and notice which hosts are not."""
-        while True:
-            await asyncio.sleep(_BEAT_SECONDS)
-            addresses = [address for address in self._seats if self._seats[address]]
-            await asyncio.gather(*(self._look_after(address) for address in addresses))
-
-    async def _look_after(self, address: str) -> None:
-        try:
-            async with asyncio.timeout(SILENT_SECONDS):
-                there = await self._say(address, dask_host.beat, self.token)
-        except TimeoutError:
-            there = False
-        if there is not True:
-            self._seats[address] = 0
-            self._asked.discard(address)
-            self._lost(address)
+_PERFORM = f"{host.__name__}.{host.perform.__qualname__}"
 
 
 class DaskWorker(Worker):
@@ -378,14 +186,6 @@ class DaskWorker(Worker):
         self._backend.host.worker_gone(self.slot, crashed=crashed)
 
 
-def _told(trouble: Any) -> str:
-    """What a host said that should not have, or what came instead."""
-    match trouble:
-        case (_, Exception() as error) | (Exception() as error):
-            return f"{type(error).__name__}: {error}"
-    return repr(trouble)
-
-
 def _named(error: Exception, call: Call) -> Exception:
     """``error`` of a worker, which knows only that it ran ``perform``."""
     if not isinstance(error, WorkerCrashedError):
@@ -443,13 +243,13 @@ class DaskBackend(Encoder, Backend):
             options.get("security"),
         )
         self.numbers = itertools.count()
-        self.cluster: _Cluster
+        self.cluster: Cluster
         self._workers: dict[DaskWorker, None] = {}
         self._open = False
         self.host: Host
 
     def frame(self, payload: bytes | Payload) -> tuple[Any, ...]:
-        """The arguments of ``dask_host.perform``."""
+        """The arguments of ``host.perform``."""
         if isinstance(payload, Payload):
             whole = b"".join(payload.frame(wire.RESULT_PARTS))
             return wire.RESULT_PARTS, whole[wire.HEADER_SIZE :], *self._per_call
@@ -460,9 +260,7 @@ class DaskBackend(Encoder, Backend):
         self.host = host
         if self._spec.options.get("hooks") is not None:
             self._spec = self._spec._replace(settings=os.environ.get(SETTINGS))
-        self.cluster = _Cluster(
-            *self._connection, lambda a: host.housekeeper.post(self._lost_of(a))
-        )
+        self.cluster = Cluster(*self._connection, lambda a: host.housekeeper.post(self._lost_of(a)))
         self._open = True
 
     def _lost_of(self, address: str) -> Callable[[], None]:
