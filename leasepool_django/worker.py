@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from contextvars import ContextVar
+from typing import Any, NamedTuple
 
-__all__ = ["in_inline_call", "in_worker"]
+__all__ = ["Reporting", "in_inline_call", "in_worker", "report_progress", "reporting"]
 
 
 class _State:
@@ -35,3 +38,58 @@ def in_inline_call() -> bool:
 def enter_inline_call() -> None:
     """Called in the context of such a call, before its function."""
     _inline_call.set(True)
+
+
+# -- progress --------------------------------------------------------------------------------------
+
+Send = Callable[[Any], None]
+
+
+def report_progress(value: object) -> None:
+    """Tell the caller how far this call is: ``value`` is what its ``on_progress`` is called with.
+
+    ``value`` can be anything that can be pickled. Does nothing where nobody listens: in a call
+    without ``on_progress``, once the call has ended, and where the function is called plainly.
+    Threads report if they run in a copy of the call's context, as those of ``asyncio.to_thread``.
+    ``NotPicklableError`` if ``value`` cannot travel.
+    """
+    reporter = _reporter.get()
+    if reporter is not None:
+        reporter.report(value)
+
+
+class _Reporter:
+    """Sends what one call reports, until that has ended."""
+
+    def __init__(self, send: Send) -> None:
+        self._lock = threading.Lock()
+        self._send: Send | None = send
+
+    def report(self, value: object) -> None:
+        with self._lock:  # nothing may follow the outcome
+            if self._send is not None:
+                self._send(value)
+
+    def close(self) -> None:
+        with self._lock:
+            self._send = None
+
+
+_reporter: ContextVar[_Reporter | None] = ContextVar("leasepool_reporter", default=None)
+
+
+class Reporting(NamedTuple):
+    """Travels in the place of a ``function`` whose caller listens, if that has no name."""
+
+    function: Callable[..., Any]
+
+
+def reporting(send: Send, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call ``function``, with what it reports given to ``send``."""
+    reporter = _Reporter(send)
+    token = _reporter.set(reporter)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        reporter.close()
+        _reporter.reset(token)

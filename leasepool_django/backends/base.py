@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..engine.events import Event
     from ..engine.housekeeper import Housekeeper
     from ..engine.line import Call, Slot
+    from ..engine.progress import Listener
 
 __all__ = ["BUILT_IN", "Backend", "Host", "Worker", "resolve"]
 
@@ -162,7 +163,7 @@ class Backend(ABC):
     records reach this process; ``supports_hooks``: takes the ``hooks`` option;
     ``supports_prompt_deadlines``: a blocking caller hears at once that its call's time is over, and
     not when the function ends, which it runs itself; ``on_this_machine``: its workers use the
-    cores here.
+    cores here; ``supports_progress``: ``on_progress`` hears what functions report.
     """
 
     name: ClassVar[str]
@@ -172,6 +173,7 @@ class Backend(ABC):
     supports_hooks: ClassVar[bool] = False
     supports_prompt_deadlines: ClassVar[bool] = True
     on_this_machine: ClassVar[bool] = True
+    supports_progress: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -184,9 +186,17 @@ class Backend(ABC):
 
     @abstractmethod
     def encode(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        listener: Listener | None = None,
     ) -> Any:
-        """Return what to send for a call, or raise before anything is sent."""
+        """Return what to send for a call, or raise before anything is sent.
+
+        ``listener`` hears what the function reports; where it cannot, ``UnsupportedBackendError``.
+        """
 
     @abstractmethod
     def open(self, host: Host) -> None:

@@ -20,7 +20,13 @@ from functools import cache, partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..exceptions import RemoteError, WorkerCrashedError, WorkerStartError
+from ..exceptions import (
+    RemoteError,
+    UnsupportedBackendError,
+    WorkerCrashedError,
+    WorkerStartError,
+)
+from ..worker import reporting
 from .base import Backend, Host, Worker
 from .process.carriers import Carriers
 from .process.options import checked_hooks, checked_paths
@@ -28,6 +34,7 @@ from .process.options import checked_hooks, checked_paths
 if TYPE_CHECKING:
     from ..engine.config import ManagerConfig
     from ..engine.line import Call, Pool, Slot
+    from ..engine.progress import Listener
 
 __all__ = ["ExecutorClassBackend", "ThreadBackend", "adapt"]
 
@@ -181,9 +188,18 @@ class ExecutorClassBackend(Backend):
         self.host: Host
 
     def encode(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        listener: Listener | None = None,
     ) -> _Payload:
         """Refuse what no executor can run; nothing is copied."""
+        if listener is not None and not self.supports_progress:
+            raise UnsupportedBackendError(
+                f"The backend {self.name!r} cannot tell on_progress anything: use 'process'."
+            )
         if not callable(function):
             raise TypeError(f"A function is needed, not {type(function).__name__}.")
         inner = getattr(function, "func", function)  # functools.partial
@@ -287,6 +303,7 @@ class ThreadBackend(ExecutorClassBackend):
     name = "thread"
     executor_class = ThreadPoolExecutor
     supports_hooks = True
+    supports_progress = True
 
     @classmethod
     def option_names(cls) -> frozenset[str]:
@@ -302,10 +319,17 @@ class ThreadBackend(ExecutorClassBackend):
         self._carriers = Carriers(context) if context else None
 
     def encode(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        listener: Listener | None = None,
     ) -> _Payload:
         """See ``ExecutorClassBackend.encode``; the caller's context goes along."""
-        super().encode(function, args, kwargs)
+        super().encode(function, args, kwargs, listener=listener)
+        if listener is not None:
+            function = partial(reporting, listener.hear_from_anywhere, function)
         run = contextvars.copy_context().run
         if self._hooks is None and self._carriers is None:
             return run, (function, *args), kwargs

@@ -22,17 +22,19 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .. import worker
 from ..engine.config import duration
 from ..engine.line import Call
 from ..exceptions import WorkerStartError
-from ..worker import enter_inline_call
+from ..worker import Reporting, enter_inline_call, reporting
 from .base import Backend, Host, Worker
 from .process import wire
 from .process.carriers import Carriers
 from .process.encoding import Encoder
+from .process.errors import leading_frames
 from .process.options import OPTIONS, make_setup
 from .process.outcomes import decode
-from .process.pickling import explain_result, shown_name
+from .process.pickling import cannot_be_reported, explain_result, shown_name
 from .process.preparation import initialize, main_module
 from .process.remote import encode_exception, resolve
 from .process.shared import Payload, dump, load_parts
@@ -40,9 +42,13 @@ from .process.shared import Payload, dump, load_parts
 if TYPE_CHECKING:
     from ..engine.config import ManagerConfig
     from ..engine.line import Slot
+    from ..engine.progress import Listener
 
 __all__ = ["InlineBackend"]
 
+# Of the frames that stand above the function's in a traceback.
+_MODULES = frozenset({__name__, reporting.__module__})
+_FILES = frozenset({__file__, worker.__file__})
 _TRACEBACK = BaseException.__dict__["__traceback__"]
 _Frame = bytes | Payload
 _InThread = Callable[[Callable[[], None]], Awaitable[None]]
@@ -127,7 +133,7 @@ class InlineWorker(Worker):
         call, frame = taken
         outcome = Call(None, call.function, None, None)
         try:
-            Context().run(self._backend.carry_out, frame, outcome)
+            Context().run(self._backend.carry_out, frame, outcome, call.listener)
         finally:
             self._end(call, outcome.value, outcome.error)
             del taken, call, outcome
@@ -182,6 +188,7 @@ class InlineBackend(Encoder, Backend):
 
     name = "inline"
     supports_hooks = True
+    supports_progress = True
     supports_prompt_deadlines = False
 
     @classmethod
@@ -214,10 +221,15 @@ class InlineBackend(Encoder, Backend):
         self._wanted: list[Slot] = []  # asked for before that
 
     def encode(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        listener: Listener | None = None,
     ) -> Any:
         """See ``Encoder.encode``; the caller's context comes along, to find its thread by."""
-        return Encoder.encode(self, function, args, kwargs), copy_context()
+        return Encoder.encode(self, function, args, kwargs, listener=listener), copy_context()
 
     # -- starting ----------------------------------------------------------------------------------
 
@@ -281,13 +293,16 @@ class InlineBackend(Encoder, Backend):
 
     # -- calls -------------------------------------------------------------------------------------
 
-    def carry_out(self, frame: _Frame, outcome: Call) -> None:
+    def carry_out(self, frame: _Frame, outcome: Call, listener: Listener | None) -> None:
         """Do what a worker does with a call, in its context, up to what it sends back."""
         enter_inline_call()
         try:
             reference, args, kwargs, captured = _loaded(frame)
-            function = resolve(reference) if isinstance(reference, str) else reference
-            result = self._run(function, args, kwargs, captured)
+            if isinstance(reference, str):
+                function = resolve(reference.removeprefix(wire.REPORTS))
+            else:
+                function = reference.function if type(reference) is Reporting else reference
+            result = self._run(function, args, kwargs, captured, listener)
             try:
                 parts = dump(result, pieces=True)
             except Exception as error:  # noqa: BLE001 - explained
@@ -296,7 +311,8 @@ class InlineBackend(Encoder, Backend):
             decode(outcome, wire.RESULT_PARTS, _body(parts), None)
         except BaseException as error:
             frame_locals = getattr(self._hooks, "frame_locals", None)
-            decode(outcome, wire.ERROR, encode_exception(error, frame_locals, 2), None)
+            ours = leading_frames(error, _MODULES)
+            decode(outcome, wire.ERROR, encode_exception(error, frame_locals, ours), None)
             assert outcome.error is not None
             # The frames are here, so a debugger may look into them. Not by assignment, which an
             # exception may forbid.
@@ -306,7 +322,16 @@ class InlineBackend(Encoder, Backend):
         finally:
             del outcome
 
-    def _run(self, function: Callable[..., Any], args: Any, kwargs: Any, captured: Any) -> Any:
+    def _run(
+        self,
+        function: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        captured: Any,
+        listener: Listener | None,
+    ) -> Any:
+        if listener is not None:
+            function = partial(reporting, partial(_report, listener), function)
         if self._applied is not None:
             captured, values = captured
             self._applied.apply(values)
@@ -329,6 +354,16 @@ class InlineBackend(Encoder, Backend):
         self._clear()
 
 
+def _report(listener: Listener, value: object) -> None:
+    """What a worker sends is a copy, or cannot be sent."""
+    try:
+        body = pickle.dumps(value, 5)
+    except Exception as error:  # noqa: BLE001 - explained
+        # It has the culprit's own error as its cause.
+        raise cannot_be_reported(error, value)  # noqa: B904
+    listener.hear_from_anywhere(pickle.loads(body))
+
+
 def _loaded(frame: _Frame) -> Any:
     if isinstance(frame, Payload):
         return load_parts(_body(frame))
@@ -341,7 +376,7 @@ def _body(payload: Payload) -> bytes:
 
 
 def _without_ours(entries: TracebackType | None) -> TracebackType | None:
-    while entries is not None and entries.tb_frame.f_code.co_filename == __file__:
+    while entries is not None and entries.tb_frame.f_code.co_filename in _FILES:
         entries = entries.tb_next
     return entries
 

@@ -21,6 +21,7 @@ from .config import duration, positive_int
 from .coroutines import refuse_running_loop
 from .lease import ExecutorLease, LeaseState
 from .line import DONE, Call, Request, Waiter
+from .progress import Listener, OnProgress
 
 if TYPE_CHECKING:
     from ..backends.base import Backend
@@ -66,13 +67,14 @@ class Calls:
         timeout: float | None,
         call_timeout: float | None,
         owner: str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> T:
         """Run ``fn`` on a worker of ``lease``, or on one leased for this call."""
         home = get_running_loop()
         if self._dispatcher.closed is not None and lease is None:
             await self._ensure_running()
         try:
-            call = self.new_call(home, fn, args, kwargs, call_timeout, owner)
+            call = self.new_call(home, fn, args, kwargs, call_timeout, owner, on_progress)
         finally:
             # Error reports show the variables of frames in a traceback: arguments may be secret.
             del args, kwargs
@@ -97,6 +99,8 @@ class Calls:
             self._abandon(call)
             call.payload = None  # see _taken_error
             raise
+        if call.listener is not None:
+            call.listener.finish()
         if call.error is None:
             return call.value  # type: ignore[no-any-return]
         error = _taken_error(call)
@@ -113,10 +117,14 @@ class Calls:
         kwargs: dict[str, Any],
         call_timeout: float | None,
         owner: str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Call:
         """Encode a call; what cannot be sent is refused here."""
         try:
-            call = Call(home, fn, self._encode(fn, args, kwargs), call_timeout)
+            if on_progress is None:
+                call = Call(home, fn, self._encode(fn, args, kwargs), call_timeout)
+            else:
+                call = self._reporting_call(home, fn, args, kwargs, call_timeout, on_progress)
         except LeasePoolError as error:
             refusal = error.with_traceback(None)  # its frames show the arguments
         else:
@@ -127,6 +135,25 @@ class Calls:
             return call
         del args, kwargs
         raise refusal
+
+    def _reporting_call(
+        self,
+        home: asyncio.AbstractEventLoop | None,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call_timeout: float | None,
+        on_progress: OnProgress,
+    ) -> Call:
+        """A call whose function may say how far it is."""
+        call = Call(home, fn, None, call_timeout)
+        supervisor = self._supervisor
+        call.listener = Listener(on_progress, home, call.function_name, supervisor.hand_over)
+        try:
+            call.payload = self._encode(fn, args, kwargs, listener=call.listener)
+        finally:
+            del args, kwargs
+        return call
 
     def run_sync(self, lease: LeaseState | None, call: Call, timeout: float | None) -> Any:
         """Run a ``new_call`` without a home, and block until it is done.
@@ -153,6 +180,8 @@ class Calls:
             self._abandon(call)
             call.payload = None
             raise
+        if call.listener is not None:
+            call.listener.finish()
         if call.error is None:
             return call.value
         error = _taken_error(call)
@@ -310,6 +339,8 @@ class Calls:
         return self._dispatcher.leave(waiter, error)
 
     def _abandon(self, waiter: Waiter) -> None:
+        if isinstance(waiter, Call) and waiter.listener is not None:
+            waiter.listener.close()
         try:
             self._give_up(waiter)
         except BaseException:  # of a signal handler: once more, on a thread that has none

@@ -21,6 +21,7 @@ from .config import optional_duration
 from .coroutines import coroutine_function
 from .facade import LeaseExecutor
 from .line import Call, Queue
+from .progress import OnProgress, checked_listener
 
 if TYPE_CHECKING:
     from .calls import Calls
@@ -104,24 +105,34 @@ class LeaseOptions:
     """``lease.options(call_timeout=…)``: runs calls of a lease with settings of their own."""
 
     def __init__(
-        self, lease: ExecutorLease, calls: Calls, state: LeaseState, call_timeout: float | None
+        self,
+        lease: ExecutorLease,
+        calls: Calls,
+        state: LeaseState,
+        call_timeout: float | None,
+        on_progress: OnProgress | None,
     ) -> None:
         self._lease = lease  # as long as this is used, it is not dropped
         self._calls = calls
         self._state = state
         self._call_timeout = calls.call_timeout if call_timeout is None else call_timeout
+        self._on_progress = on_progress
 
     @coroutine_function
     def run(
         self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[None, None, T]:
         """As ``ExecutorLease.run``."""
-        return self._calls.run(self._state, fn, args, kwargs, None, self._call_timeout)
+        return self._calls.run(
+            self._state, fn, args, kwargs, None, self._call_timeout, None, self._on_progress
+        )
 
     def run_sync(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As ``ExecutorLease.run_sync``."""
         try:
-            call = self._calls.new_call(None, fn, args, kwargs, self._call_timeout)
+            call = self._calls.new_call(
+                None, fn, args, kwargs, self._call_timeout, None, self._on_progress
+            )
         finally:
             del args, kwargs
         result: T = self._calls.run_sync(self._state, call, None)
@@ -199,10 +210,16 @@ class ExecutorLease:
         result: T = self._calls.run_sync(self._state, call, None)
         return result
 
-    def options(self, *, call_timeout: float | None = None) -> LeaseOptions:
-        """Settings for single calls: ``await lease.options(call_timeout=5).run(fn, …)``."""
+    def options(
+        self, *, call_timeout: float | None = None, on_progress: OnProgress | None = None
+    ) -> LeaseOptions:
+        """Settings for single calls: ``await lease.options(call_timeout=5).run(fn, …)``.
+
+        See ``LeasedExecutorManager.options``.
+        """
         call_timeout = optional_duration("call_timeout", call_timeout)
-        return LeaseOptions(self, self._calls, self._state, call_timeout)
+        listener = checked_listener(on_progress)
+        return LeaseOptions(self, self._calls, self._state, call_timeout, listener)
 
     @property
     def executor(self) -> Executor:

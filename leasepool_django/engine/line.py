@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..backends.base import Worker
     from .lease import LeaseState
+    from .progress import Listener
 
 __all__ = ["Call", "Counters", "Line", "Pool", "Queue", "Request", "Slot", "Waiter"]
 
@@ -99,6 +100,7 @@ class Call(Waiter):
     worker: Worker | None = None
     lease: LeaseState | None = None
     context: Context | None = None
+    listener: Listener | None = None
     begun = 0.0
     deliveries = 0
     # Seconds it may wait, also if its worker turns out to have died before it could take it; and

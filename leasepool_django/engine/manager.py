@@ -29,6 +29,7 @@ from .coroutines import coroutine_function, shared
 from .events import Event, Subscriber
 from .lease import ExecutorLease
 from .options import CallOptions
+from .progress import OnProgress
 from .supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -231,13 +232,16 @@ class LeasedExecutorManager:
         timeout: float | None = None,
         call_timeout: float | None = None,
         owner: str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> CallOptions:
         """Settings for single calls, apart from the function's own keywords.
 
         ``timeout``: seconds to wait for a worker; ``call_timeout``: seconds the call may run;
-        what is left out is as the manager has it. ``await manager.options(timeout=1).run(fn, …)``.
+        what is left out is as the manager has it. ``on_progress``: called with each value that the
+        function gives ``leasepool_django.worker.report_progress``, before the outcome is there: on
+        the event loop, or on the thread that waits. ``await manager.options(timeout=1).run(fn)``.
         """
-        return CallOptions(lambda: self._calls, timeout, call_timeout, owner)
+        return CallOptions(lambda: self._calls, timeout, call_timeout, owner, on_progress)
 
     # -- leases ------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from .calls import checked_owner
 from .config import optional_duration
 from .coroutines import coroutine_function
+from .progress import OnProgress, checked_listener
 
 if TYPE_CHECKING:
     from .calls import Calls
@@ -28,12 +29,14 @@ class CallOptions:
         timeout: float | None,
         call_timeout: float | None,
         owner: str | None,
+        on_progress: OnProgress | None,
     ) -> None:
         # Asked for at each call: after a fork the manager has new ones.
         self._calls = calls
         self._timeout = optional_duration("timeout", timeout)
         self._call_timeout = optional_duration("call_timeout", call_timeout)
         self._owner = checked_owner(owner)
+        self._on_progress = checked_listener(on_progress)
 
     @coroutine_function
     def run(
@@ -42,7 +45,9 @@ class CallOptions:
         """As ``LeasedExecutorManager.run``."""
         calls = self._calls()
         timeout, call_timeout = self._limits(calls)
-        return calls.run(None, fn, args, kwargs, timeout, call_timeout, self._owner)
+        return calls.run(
+            None, fn, args, kwargs, timeout, call_timeout, self._owner, self._on_progress
+        )
 
     def run_sync(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As ``LeasedExecutorManager.run_sync``."""
@@ -59,7 +64,9 @@ class CallOptions:
         calls = self._calls()
         timeout, call_timeout = self._limits(calls)
         try:
-            call = calls.new_call(None, fn, args, kwargs, call_timeout, self._owner)
+            call = calls.new_call(
+                None, fn, args, kwargs, call_timeout, self._owner, self._on_progress
+            )
         finally:
             del args, kwargs
         return partial(calls.run_sync, None, call, timeout)

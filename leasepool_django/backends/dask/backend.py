@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine.config import duration
 from ...engine.line import Call
-from ...exceptions import WorkerCrashedError, WorkerStartError
+from ...exceptions import UnsupportedBackendError, WorkerCrashedError, WorkerStartError
 from ..base import Backend, Host, Worker
 from ..process import wire
 from ..process.encoding import Encoder
@@ -32,6 +32,7 @@ from .host import CANCELLED, FAILED, SETTINGS, Spec
 if TYPE_CHECKING:
     from ...engine.config import ManagerConfig
     from ...engine.line import Slot
+    from ...engine.progress import Listener
 
 __all__ = ["DaskBackend"]
 
@@ -247,6 +248,21 @@ class DaskBackend(Encoder, Backend):
         self._workers: dict[DaskWorker, None] = {}
         self._open = False
         self.host: Host
+
+    def encode(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        listener: Listener | None = None,
+    ) -> bytes | Payload:
+        """See ``Encoder.encode``."""
+        if listener is not None:
+            raise UnsupportedBackendError(
+                "The backend 'dask' cannot tell on_progress anything: use 'process'."
+            )
+        return super().encode(function, args, kwargs)
 
     def frame(self, payload: bytes | Payload) -> tuple[Any, ...]:
         """The arguments of ``host.perform``."""

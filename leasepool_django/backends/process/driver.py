@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 import select
 import signal
 import socket
@@ -36,6 +37,7 @@ from .turns import Turns
 
 if TYPE_CHECKING:
     from ...engine.line import Call, Slot
+    from ...engine.progress import Listener
     from .pool import ProcessBackend
 
 __all__ = ["ProcessWorker"]
@@ -581,6 +583,9 @@ class ProcessWorker(Worker):
         if kind == wire.LOG:
             self.log(body, call)
             return
+        if kind == wire.PROGRESS and call is not None and call.listener is not None:
+            self._pass_on(body, call.listener)
+            return
         if self.offence:
             return  # it is being killed, and what it says is not to be trusted
         plain = kind & wire.PLAIN
@@ -882,6 +887,15 @@ class ProcessWorker(Worker):
             return self._kill_error()
         return self._backend.crash(self, call)
 
+    def _pass_on(self, body: bytes | bytearray, listener: Listener) -> None:
+        """Let the caller hear what the function reports."""
+        try:
+            value = pickle.loads(body)
+        except Exception as error:  # noqa: BLE001 - the value's own code; no caller is at fault
+            self._host.hand_over(partial(_report_failed, error))
+        else:
+            listener.hear(value)
+
     def log(self, body: bytes | bytearray, call: Call | None) -> None:
         """Handle a record the worker logged, in the context of its call's caller."""
         from .records import decode_record
@@ -894,6 +908,12 @@ class ProcessWorker(Worker):
                 (context or Context()).run(target.handle, record)
         except Exception as error:  # noqa: BLE001 - a handler of the user's; no caller is at fault
             self._host.hand_over(partial(_log_failed, error))
+
+
+def _report_failed(error: Exception) -> None:
+    logging.getLogger("leasepool").error(
+        "what a worker reported cannot be unpickled here: %r", error, exc_info=error
+    )
 
 
 def _log_failed(error: Exception) -> None:

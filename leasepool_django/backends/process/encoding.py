@@ -6,13 +6,17 @@ import importlib
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...exceptions import NotPicklableError
+from ...worker import Reporting
 from . import pickling, wire
 from .carriers import Carriers
 from .preparation import main_module
 from .shared import COPIED_WHOLE, THRESHOLD, Payload, dump
+
+if TYPE_CHECKING:
+    from ...engine.progress import Listener
 
 __all__ = ["Encoder"]
 
@@ -42,7 +46,12 @@ class Encoder:
         self._context = tuple(context)
 
     def encode(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        listener: Listener | None = None,
     ) -> bytes | Payload:
         """Return the frame of a call, or its parts if it has large ones.
 
@@ -56,6 +65,11 @@ class Encoder:
             reference = pickling.reference(function, main_importable=self.main_importable)
             if reference is None:
                 reference = function
+        if listener is not None:
+            if isinstance(reference, str):
+                reference = wire.REPORTS + reference
+            else:
+                reference = Reporting(reference)
         captured = self._capture() if self._capture is not None else None
         if self._carriers is not None:
             captured = (captured, self._carriers.capture())

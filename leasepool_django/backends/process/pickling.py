@@ -28,7 +28,7 @@ from leasepool_django.exceptions import NotPicklableError
 from .culprit import Part, blame, by_key
 from .texts import type_name
 
-__all__ = ["explain", "explain_result", "known", "reference", "shown_name"]
+__all__ = ["cannot_be_reported", "explain", "explain_result", "known", "reference", "shown_name"]
 
 known: dict[Any, str] = {}
 """The names of the functions that ``reference`` has found before.
@@ -146,6 +146,11 @@ def explain_result(error: BaseException, result: object, function: str) -> NotPi
         subject=f"The result of {function} cannot be sent back from the worker",
         patient=True,
     )
+
+
+def cannot_be_reported(error: BaseException, value: object) -> NotPicklableError:
+    """Give the error to raise when a report could not be pickled because of ``error``."""
+    return blame(error, [Part("value", value)], subject="A report of progress cannot be sent")
 
 
 def shown_name(fn: object) -> str:

@@ -75,6 +75,7 @@ class ProcessBackend(Encoder, Backend):
     supports_isolation = True
     supports_log_forwarding = True
     supports_hooks = True
+    supports_progress = True
 
     @classmethod
     def option_names(cls) -> frozenset[str]:

@@ -49,6 +49,7 @@ RESULT_PARTS = 7
 RESULT_SHARED = 8
 NEED = 9  # a segment for a result of so many bytes: 8 bytes, little-endian
 FETCH = 15  # the segment of the call that was just read
+PROGRESS = 20  # what the running call reports, pickled; only if its caller listens
 # Added to an outcome:
 RETIRING = 0x80  # the worker takes no further call and leaves
 KEPT = 0x40  # the function kept something that refers to the argument segment
@@ -73,9 +74,12 @@ GARBLED = 0
 _OUTCOMES = (RESULT, ERROR, RESULT_PARTS, RESULT_SHARED)
 _KINDS = frozenset(
     {CALL, CALL_PARTS, CALL_SHARED, OFFER, DROP}
-    | {READY, FAILED, LOG, RESULT, ERROR, RESULT_PARTS, RESULT_SHARED, NEED, FETCH}
+    | {READY, FAILED, LOG, RESULT, ERROR, RESULT_PARTS, RESULT_SHARED, NEED, FETCH, PROGRESS}
     | {PREPARE, START, KILL, PREPARED, STARTED, NOT_STARTED, EXITED, REMARK}
 )
+
+# Before the name of a function in a call: its caller listens to what it reports.
+REPORTS = "!"
 
 # The exit status of a worker whose socket a function has closed or replaced.
 CUT_OFF = 113

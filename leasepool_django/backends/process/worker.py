@@ -17,9 +17,10 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import Any, BinaryIO
 
-from ...worker import mark_worker
+from ...worker import Reporting, mark_worker, reporting
 from . import wire
 from .carriers import Carriers
 from .errors import forget_frames, leading_frames, note
@@ -52,7 +53,15 @@ TIME_SLICE = 0.01  # seconds; the kernel's default is 0.7 to 3 ms
 dumps, pack = pickle.dumps, wire.pack
 modules = sys.modules
 # Of the frames that stand above the function's in a traceback; a carrier or hook is the project's.
-_MODULES = frozenset({__name__, Link.__module__, Payload.__module__, Carriers.__module__})
+_MODULES = frozenset(
+    {
+        __name__,
+        Link.__module__,
+        Payload.__module__,
+        Carriers.__module__,
+        reporting.__module__,
+    }
+)
 
 
 def main(source: BinaryIO, fds: str, parent: str) -> None:
@@ -195,6 +204,8 @@ class _Runner:
                 function = self.functions.get(reference)
                 if function is None:
                     function = self._resolve(reference)
+            elif type(reference) is Reporting:
+                function = partial(reporting, self._report, reference.function)
             else:
                 function = reference
             if self.bare:
@@ -285,10 +296,29 @@ class _Runner:
             self.leave()
 
     def _resolve(self, reference: str) -> Callable[..., Any]:
-        function = self.resolve(reference)
         # A decorated function is called as it was found: by its wrapper.
+        function = self.resolve(reference.removeprefix(wire.REPORTS))
+        if reference.startswith(wire.REPORTS):
+            function = partial(reporting, self._report, function)
         self.functions[reference] = function
         return function
+
+    def _report(self, value: object) -> None:
+        """Send what the running call reports."""
+        if os.getpid() != self.link.pid:
+            return  # a child of the user's making has no line to the parent
+        try:
+            body = pickle.dumps(value, 5)
+        except Exception as error:  # noqa: BLE001 - explained
+            from .pickling import cannot_be_reported
+
+            # It has the culprit's own error as its cause.
+            raise cannot_be_reported(error, value)  # noqa: B904
+        try:
+            self.link.send(wire.frame(wire.PROGRESS, body))
+        except OSError as error:
+            if error.errno not in LOST:
+                raise  # by a signal handler of the function's, which expects it
 
     def _dumps(self, result: Any, function: Callable[..., Any]) -> bytes | Payload:
         """The slow way: takes memoryviews too, and does not copy large ``bytes``."""
