@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from functools import cache, wraps
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
-from django.conf import settings
+from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
@@ -378,7 +379,8 @@ def project_name() -> str:
 
     Empty where ``settings.configure()`` was called instead.
     """
-    return str(getattr(settings, "SETTINGS_MODULE", None) or "")
+    # Not settings.SETTINGS_MODULE, which is gone while a test overrides a setting.
+    return os.environ.get(ENVIRONMENT_VARIABLE, "")
 
 
 def _setting() -> Any:

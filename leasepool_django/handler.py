@@ -14,13 +14,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
 from . import signals
-from .conf import SETTING, AliasConfig, get_config, project_name
+from .conf import SETTING, AliasConfig, get_config
 from .engine import LeasedExecutorManager
 from .exceptions import (
     LeasePoolError,
@@ -28,11 +27,8 @@ from .exceptions import (
     UnknownAliasError,
     UnsupportedBackendError,
 )
+from .presence import Presence
 from .worker import in_inline_call, in_worker
-
-if TYPE_CHECKING:
-    from .engine import ManagerStats
-    from .status import Publisher
 
 __all__ = ["AliasManager", "Pools", "pools"]
 
@@ -53,29 +49,27 @@ class AliasManager(LeasedExecutorManager):
 
     async def start(self) -> None:
         """See ``LeasedExecutorManager``; ``manage.py leasepool status`` shows it from now on."""
-        self._owner.publish_status()  # before, for what takes long or fails is of interest
-        await super().start()
-        self._owner.publish_status()  # as one that stopped meanwhile may have ended it
+        with self._owner.presence.while_starting(self):
+            await super().start()
 
     def start_sync(self) -> None:
         """``start`` for blocking code."""
-        self._owner.publish_status()
-        super().start_sync()
-        self._owner.publish_status()
+        with self._owner.presence.while_starting(self):
+            super().start_sync()
 
     async def stop(self, *, grace: float | None = None) -> None:
         """See ``LeasedExecutorManager``."""
         try:
             await super().stop(grace=grace)
         finally:
-            self._owner.unpublish_stopped()
+            self._owner.presence.settle()
 
     def stop_sync(self, *, grace: float | None = None) -> None:
         """``stop`` for blocking code."""
         try:
             super().stop_sync(grace=grace)
         finally:
-            self._owner.unpublish_stopped()
+            self._owner.presence.settle()
 
     async def ensure_running(self) -> None:
         """Start; called by the engine when work is asked for and nothing runs."""
@@ -107,12 +101,12 @@ class Pools(Mapping[str, AliasManager]):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # The next five are guarded by _lock; request_stop sets _closed without it.
+        # The next four are guarded by _lock; request_stop sets _closed without it.
         self._managers: dict[str, AliasManager] | None = None
         self._generation = 0  # raised by reset: what was read from the settings before is old
         self._closed = False
         self._registered = False
-        self._publisher: Publisher | None = None
+        self.presence = Presence(self.existing)
 
     def __getitem__(self, alias: str) -> AliasManager:
         managers = self._all()
@@ -229,25 +223,6 @@ class Pools(Mapping[str, AliasManager]):
                     "opens it again."
                 )
 
-    def publish_status(self) -> None:
-        """Answer ``manage.py leasepool status``, until no manager runs."""
-        if any(manager.publishes_status for manager in self.existing()):
-            from .status import publish  # much to load for processes that use no pool
-
-            with self._lock:
-                self._publisher = self._publisher or publish(self._published, project_name())
-
-    def unpublish_stopped(self) -> None:
-        """Do no longer, if none runs."""
-        if all(manager.stats().state in {"new", "stopped"} for manager in self.existing()):
-            with self._lock:
-                if self._publisher is not None:
-                    self._publisher.close()
-                    self._publisher = None
-
-    def _published(self) -> dict[str, ManagerStats]:
-        return {m.alias: m.stats() for m in self.existing() if m.publishes_status}
-
     def _all(self) -> dict[str, AliasManager]:
         _refuse_in_worker()
         while True:
@@ -323,9 +298,7 @@ class Pools(Mapping[str, AliasManager]):
         # managers up anew, without workers.
         self._lock = threading.Lock()
         self._closed = False
-        if self._publisher is not None:
-            self._publisher.discard()
-            self._publisher = None
+        self.presence.forget()
 
 
 def _before_threads_are_joined(function: Callable[[], None]) -> None:

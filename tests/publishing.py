@@ -111,7 +111,7 @@ def new_project(tmp_path: Path) -> Project:
 def saying(project: Project, text: str) -> Iterator[None]:
     """A process of this user that says ``text``."""
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(f"\0{status._prefix(project.settings)}test")
+        listening.bind(f"\0{status._prefix(project.settings)}{'0' * 16}")
         listening.listen()
 
         def serve() -> None:

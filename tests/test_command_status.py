@@ -32,7 +32,7 @@ def test_the_command_shows_it_for_people(project: Project) -> None:
         done = project.status()
         assert (done.returncode, done.stderr) == (0, "")
         head, pool, columns, worker, lease, other = done.stdout.splitlines()
-        assert head.startswith(f"server.py {project.folder} (process {process.pid}, ")
+        assert head.startswith(f"server.py (process {process.pid}, ")
         assert "), for " in head
         assert ", in " not in head
         assert pool.startswith("  default: running; 1 of 1 worker busy; 1 waiting, the first for ")
@@ -53,7 +53,7 @@ def test_the_command_shows_it_for_programs(project: Project) -> None:
         done = project.status("--json")
         assert (done.returncode, done.stderr) == (0, "")
         (line,) = done.stdout.splitlines()
-        said = json.loads(line)
+        [said] = json.loads(line)
         assert set(said) == {"pid", "user", "command", "directory", "age", "pools"}
         assert said["pid"] == process.pid
         worker = said["pools"]["default"]["pools"][0]["workers"][0]
@@ -66,7 +66,8 @@ def test_nobody_there_is_said_with_status_1(project: Project) -> None:
     assert done.stderr.startswith(
         f"CommandError: No process with the settings '{project.settings}' uses its pools."
     )
-    assert project.status("--json").returncode == 1
+    done = project.status("--json")
+    assert (done.returncode, done.stdout) == (1, "[]\n")
 
 
 def test_an_unknown_alias_is_a_mistake(project: Project) -> None:
@@ -97,7 +98,7 @@ def test_watching_ends_with_ctrl_c_and_shows_who_came(project: Project) -> None:
         assert watching.stdout.readline().startswith("No process with the settings")
         with project.serving():
             deadline = time.monotonic() + 20
-            while not (line := watching.stdout.readline()).startswith("server.py "):
+            while not (line := watching.stdout.readline()).startswith("server.py ("):
                 assert line, watching.communicate()
                 assert time.monotonic() < deadline
         watching.send_signal(signal.SIGINT)
@@ -109,7 +110,9 @@ def test_watching_on_a_terminal_draws_over_what_it_drew(project: Project) -> Non
     terminal, programs_end = pty.openpty()
     output = b""
     with subprocess.Popen(
-        project.command("--watch=0.05"), env=project.environment, stdout=programs_end
+        project.command("--watch=0.05"),
+        env={**project.environment, "TERM": "xterm"},
+        stdout=programs_end,
     ) as watching:
         os.close(programs_end)
         try:
@@ -123,12 +126,13 @@ def test_watching_on_a_terminal_draws_over_what_it_drew(project: Project) -> Non
             os.close(terminal)
 
 
-def test_nobody_reading_ends_it_quietly(project: Project) -> None:
+@pytest.mark.parametrize("options", [["--watch"], ["--watch", "--json"]])
+def test_nobody_reading_ends_it_quietly(options: list[str], project: Project) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
         with subprocess.Popen(
-            project.command("--watch"),
+            project.command(*options),
             env=project.environment,
             stdout=writing,
             stderr=subprocess.PIPE,

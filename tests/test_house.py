@@ -33,6 +33,7 @@ LAYERS = {
     "signals": 2,
     "checks": 3,
     "handler": 3,
+    "presence": 2,
     "status": 2,
     "middleware": 3,
     "shortcuts": 4,

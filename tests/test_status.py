@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from leasepool_django import pools, run_in_pool_sync
-from leasepool_django.handler import Pools
+from leasepool_django import WorkerStartError, pools, run_in_pool_sync, status
+from leasepool_django.handler import AliasManager
 from leasepool_django.status import Answer, ask_all
 from tests.django_jobs import double
+from tests.managers import new_manager
 from tests.process_pools import run_program
 from tests.publishing import Project, new_project, saying
 from tests.waiting import wait_until
@@ -49,7 +56,7 @@ def test_a_process_tells_who_does_what(project: Project) -> None:
     with project.serving() as process:
         answer = project.answer()
         assert (answer.pid, answer.trouble) == (process.pid, "")
-        assert answer.command == f"server.py {project.folder}"
+        assert answer.command == "server.py"  # its argument may be anything
         assert answer.directory == str(project.folder)
         assert list(answer.pools) == ["default", "reports"]  # and not the one that is kept secret
         assert answer.pools["reports"].state == "new"
@@ -85,6 +92,45 @@ def test_it_is_told_while_a_manager_runs(own_pools: Callable[[], Answer | None])
     wait_until(lambda: own_pools() is None)
 
 
+def test_one_that_could_not_start_is_not_shown(
+    settings: Any, own_pools: Callable[[], Answer | None]
+) -> None:
+    settings.LEASEPOOL = {
+        "default": {"OPTIONS": {"initializer": "tests.django_jobs.refuse_to_start"}},
+        "other": {"WORKERS_PER_POOL": 1},
+    }
+    with pytest.raises(WorkerStartError):
+        pools["default"].start_sync()
+    wait_until(lambda: own_pools() is None)
+    pools["other"].start_sync()
+    assert own_pools() is not None
+    pools["default"].stop_sync()
+    assert own_pools() is not None
+    pools["other"].request_stop(grace=0)
+    wait_until(lambda: own_pools() is None)
+
+
+def test_what_goes_on_at_once_ends_as_it_should(
+    settings: Any, own_pools: Callable[[], Answer | None]
+) -> None:
+    """Each of these starts and stops a manager, and the last to do so decides."""
+    settings.LEASEPOOL = {name: {"BACKEND": "thread", "WORKERS_PER_POOL": 1} for name in "abc"}
+
+    def come_and_go(name: str) -> None:
+        for _ in range(30):
+            pools[name].start_sync()
+            pools[name].stop_sync(grace=0)
+
+    with ThreadPoolExecutor() as threads:
+        for _ in range(3):
+            list(threads.map(come_and_go, "abc"))
+            wait_until(lambda: own_pools() is None)
+            list(threads.map(lambda name: pools[name].start_sync(), "abc"))
+            answer = own_pools()
+            assert answer is not None
+            assert {stats.state for stats in answer.pools.values()} == {"running"}
+
+
 def test_a_killed_process_is_gone(project: Project) -> None:
     with project.serving() as process:
         process.kill()
@@ -109,7 +155,7 @@ def test_a_stopped_process_does_not_hold_up_the_others(project: Project) -> None
 FORKING = """
     import os, sys
     import django
-    from leasepool_django import pools, run_in_pool_sync
+    from leasepool_django import WorkerStartError, pools, run_in_pool_sync, status
     from leasepool_django.status import ask_all
     from tests.django_jobs import double
     from tests.waiting import wait_until
@@ -161,9 +207,10 @@ def test_work_does_not_depend_on_being_seen(
 
     start = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with caplog.at_level(logging.WARNING, "leasepool_django.status"):
+    monkeypatch.setattr(pools.presence, "_warned", False)
+    with caplog.at_level(logging.WARNING, "leasepool_django.presence"):
         assert run_in_pool_sync(double, 4) == 8
-    assert f"will not show this process: {type(error).__name__}: " in caplog.text
+    assert caplog.text.count(f"will not show this process: {type(error).__name__}: ") == 1
     assert own_pools() is None
 
 
@@ -174,7 +221,7 @@ def test_an_error_in_a_snapshot_is_logged_and_ends_nothing(
 ) -> None:
     assert run_in_pool_sync(double, 4) == 8
     with monkeypatch.context() as broken:
-        broken.setattr(Pools, "existing", lambda _: 1 / 0)
+        broken.setattr(AliasManager, "stats", lambda _: 1 / 0)
         assert own_pools() is None
     wait_until(lambda: "this process cannot tell its state" in caplog.text)
     assert own_pools() is not None
@@ -221,13 +268,90 @@ def test_other_users_are_told_nothing(project: Project) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["no JSON", "[]", "{}", '{"pools": {"default": {"state": "new"}}}', '{"pools": {"a": 5}}'],
+    [
+        "no JSON",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"pools": {"default": {"state": "new"}}}',
+        '{"pools": {"a": 5}}',
+        '{"pools": {}, "command": "", "directory": "", "age": NaN}',
+        '{"pools": {}, "command": "", "directory": "", "age": 1e400}',
+        '{"pools": {}, "command": 5, "directory": "", "age": 1}',
+        f'{{"pools": {{}}, "command": "", "directory": "", "age": 1{"0" * 400}}}',
+    ],
+    ids=range(10),
 )
 def test_another_version_is_not_guessed_at(text: str, project: Project) -> None:
     with saying(project, text):
         assert project.answer().trouble == (
             "tells its state as another version of leasepool-django does"
         )
+
+
+def snapshot(**changes: Any) -> dict[str, Any]:
+    """What a process says of a manager, with some of it changed."""
+    stats = dataclasses.asdict(new_manager(1).stats())
+    worker: dict[str, Any] = dict.fromkeys(("state", "function", "owner"), "x")
+    worker |= {"pid": 5, "calls": 5, "seconds": 1.5}
+    lease: dict[str, Any] = {
+        "lease_id": "x",
+        "owner": "x",
+        "workers": 1,
+        "running": 1,
+        "waiting": 1,
+    }
+    lease |= {"age": 1, "expires_in": None}
+    stats |= {"pools": [{"number": 1, "workers": [worker]}], "leases": [lease]}
+    for name, value in changes.items():
+        for part in (stats, worker, lease):
+            if name in part:
+                part[name] = value
+    return {"command": "x", "directory": "/", "age": 1, "pools": {"default": stats}}
+
+
+def test_what_is_not_of_its_type_is_not_shown(project: Project) -> None:
+    with saying(project, json.dumps(snapshot())):
+        assert project.answer().trouble == ""
+    for name, value in [
+        ("state", 5),
+        ("pid", "\x1b[31m"),
+        ("calls", True),
+        ("busy_workers", "\x1b[31m"),
+        ("waiting", 1 << 70),
+        ("longest_wait", "x"),
+        ("seconds", float("inf")),
+        ("function", ["x"]),
+        ("expires_in", "x"),
+        ("owner", {}),
+    ]:
+        with saying(project, json.dumps(snapshot(**{name: value}))):
+            assert "another version" in project.answer().trouble, name
+
+
+def test_whoever_takes_a_name_does_not_hide_the_others(project: Project) -> None:
+    """Names that no process of ours has, and many that say nothing."""
+    prefix = b"\0" + status._prefix(project.settings).encode()
+    with ExitStack() as opened, project.serving() as process:
+        names = [prefix + b"\xff" * (107 - len(prefix)), prefix + b"\n" * 16, prefix + b"zz"]
+        names += [prefix + b"%016x" % number for number in range(100)]
+        for name in names:
+            one = opened.enter_context(socket.socket(socket.AF_UNIX))
+            one.bind(name)
+            one.listen()
+        before = time.monotonic()
+        answers = ask_all(project.settings)
+        assert time.monotonic() - before < 20  # and not two seconds for each
+    assert len(answers) == 101
+    assert [answer.pid for answer in answers if not answer.trouble] == [process.pid]
+
+
+def test_more_than_anybody_has_to_say_is_not_read(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_MAX_ANSWER_BYTES", 1000)
+    with saying(project, "x" * 100_000):
+        assert project.answer().trouble == "says more than it could have to say"
 
 
 def test_one_who_says_nothing_has_ended(project: Project) -> None:

@@ -38,11 +38,13 @@ from .config import ExecutorBackend, ProcessLoggingConfig
 from .events import Event
 from .lease import ExecutorLease
 from .manager import LeasedExecutorManager
+from .supervisor import AT_REST
 
 if TYPE_CHECKING:
     from .stats import LeaseStats, ManagerStats, PoolStats, WorkerStats
 
 __all__ = [
+    "AT_REST",
     "Event",
     "ExecutorBackend",
     "ExecutorLease",

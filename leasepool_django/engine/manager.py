@@ -2,6 +2,8 @@
 
 Its methods run on any thread and any event loop. The accounts are the dispatcher's, the clock is
 the housekeeper's, the workers are the backend's; this module ties them together.
+
+Long because it is the whole public face, and says what each argument means.
 """
 
 from __future__ import annotations
@@ -370,6 +372,11 @@ class LeasedExecutorManager:
         what nobody wants is not made.
         """
         self._subscribers.append(Subscriber(subscriber, wants or (lambda _: True)))
+
+    @property
+    def state(self) -> str:
+        """New, starting, running, stopping or stopped; as in ``stats()``."""
+        return self._supervisor.state
 
     def stats(self) -> ManagerStats:
         """A frozen snapshot of pools, leases, line and totals."""

@@ -43,6 +43,7 @@ LEAVING_SECONDS = 2.0  # how long idle workers may take to end by themselves at 
 
 NEW, STARTING, RUNNING = "new", "starting", "running"
 DRAINING, ENDING, STOPPED = "draining", "ending", "stopped"
+AT_REST = {NEW, STOPPED}
 
 
 class Supervisor:
@@ -490,6 +491,11 @@ class Supervisor:
             pools = self.dispatcher.line.pools
             return len(pools), sum(pool.in_use for pool in pools)
 
+    @property
+    def state(self) -> str:
+        """As ``stats()`` says it, without a lock."""
+        return "stopping" if self._state in (DRAINING, ENDING) else self._state
+
     def stats(self) -> ManagerStats:
         """See ``LeasedExecutorManager.stats``."""
         from .stats import snapshot
@@ -499,7 +505,7 @@ class Supervisor:
             self._config,
             self._backend,
             self.dispatcher,
-            state="stopping" if self._state in (DRAINING, ENDING) else self._state,
+            state=self.state,
             last_start_error=str(error) if error is not None else None,
             workers_started=self._totals["started"],
             workers_crashed=self._totals["crashed"],

@@ -6,12 +6,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from django.core.management.base import OutputWrapper
 
 from ..engine import LeaseStats, ManagerStats, WorkerStats
 from ..status import Answer
-from .report import Printer, counted, visible
+from .report import Printer, counted
 
 __all__ = ["Overview"]
 
@@ -20,7 +21,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 class Overview(Printer):
-    """Prints answers, as text for people or as JSON lines.
+    """Prints answers, as text for people or as one line of JSON, a list.
 
     ``pool``: the only alias to show. ``redraws``: each print takes the place of the one before.
     """
@@ -42,15 +43,15 @@ class Overview(Printer):
     def show(self, answers: Sequence[Answer], otherwise: str = "") -> None:
         """Print ``answers``, or where there is none that, if it is text."""
         if self._as_json:
-            parts = [_json(self._selected(answer)) for answer in answers]
-        else:
-            parts = [_text(self._selected(answer)) for answer in answers] or [otherwise]
-            parts = [f"{part}\n" for part in parts if part]
-        text = "\n".join(parts)
+            listed = [_fields(self._selected(answer)) for answer in answers]
+            self._write(self._stdout, json.dumps(listed))
+            return
+        parts = [_text(self._selected(answer)) for answer in answers] or [otherwise]
+        text = "\n\n".join(part for part in parts if part)
         if self._redraws:
-            self._write(self._stdout, _CLEAR_SCREEN + text, ending="")
+            self._write(self._stdout, f"{_CLEAR_SCREEN}{text}\n", ending="")
         elif text:
-            self._write(self._stdout, text, ending="\n")
+            self._write(self._stdout, text)
 
     def _selected(self, answer: Answer) -> Answer:
         if self._pool is None:
@@ -59,13 +60,13 @@ class Overview(Printer):
         return dataclasses.replace(answer, pools=shown)
 
 
-def _json(answer: Answer) -> str:
+def _fields(answer: Answer) -> dict[str, Any]:
     fields = dataclasses.asdict(answer)
     if answer.trouble:
         fields = {name: fields[name] for name in ("pid", "user", "trouble")}
     else:
         del fields["trouble"]
-    return json.dumps(fields)
+    return fields
 
 
 def _text(answer: Answer) -> str:
@@ -105,7 +106,7 @@ def _pool_line(stats: ManagerStats) -> str:
     ):
         if count:
             facts.append(f"{count} {what}")
-    return f"{stats.state}; {'; '.join(facts)}"
+    return f"{_line(stats.state)}; {'; '.join(facts)}"
 
 
 def _details(stats: ManagerStats) -> list[str]:
@@ -125,7 +126,9 @@ def _worker_line(worker: WorkerStats) -> str:
     since = "" if worker.seconds is None else _duration(worker.seconds)
     doing = [_line(worker.function)] if worker.function is not None else []
     doing += [f"({_line(worker.owner)})"] if worker.owner is not None else []
-    row = f"    {pid:>8}  {worker.state:8}  {worker.calls:>8}  {since:>10}  {' '.join(doing)}"
+    row = (
+        f"    {pid:>8}  {_line(worker.state):8}  {worker.calls:>8}  {since:>10}  {' '.join(doing)}"
+    )
     return row.rstrip()
 
 
@@ -158,4 +161,7 @@ def _is_here(directory: str) -> bool:
 
 def _line(text: str) -> str:
     """``text`` on one line, and harmless for a terminal: other users' programs say it."""
-    return visible(text).replace("\n", "\\n")
+    if text.isprintable():
+        return text
+    escape = "unicode_escape"
+    return "".join(c if c.isprintable() else c.encode(escape).decode() for c in text)

@@ -25,9 +25,9 @@ from django.core.management.base import BaseCommand, CommandError, OutputWrapper
 from ..backends.base import Backend
 from .report import OutputError, Printer
 
-__all__ = ["StoppableCommand"]
+__all__ = ["INTERRUPTED", "StoppableCommand"]
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 _TERMINATED = 143
 _OUTPUT_CLOSED = 141
 
@@ -122,7 +122,7 @@ class StoppableCommand(BaseCommand):
         def handle(number: int, frame: FrameType | None) -> None:
             nonlocal status
             # SIGTERM also where both came at once, whichever is handled first.
-            status = _TERMINATED if number == signal.SIGTERM else status or _INTERRUPTED
+            status = _TERMINATED if number == signal.SIGTERM else status or INTERRUPTED
             if self._cancel_calls is not None:
                 self._cancel_calls()
             else:
@@ -146,7 +146,7 @@ class StoppableCommand(BaseCommand):
                 previous.clear()
             what = "Terminated" if status == _TERMINATED else "Interrupted"
             report.stopped(what)
-            self._leave(backend, status or _INTERRUPTED)
+            self._leave(backend, status or INTERRUPTED)
         finally:
             self._cancel_calls = None
             for number, handler in previous.items():

@@ -48,7 +48,7 @@ from ..overview import Overview
 from ..parsing import Once, SubcommandParser, add_common_options, to_count, to_seconds
 from ..report import MapReport, Printer, Report
 from ..results import Results
-from ..stopping import StoppableCommand
+from ..stopping import INTERRUPTED, StoppableCommand
 
 _USAGE_MISTAKE = 2
 _WATCH_SECONDS = 1.0
@@ -149,7 +149,10 @@ class Command(StoppableCommand):
             help="show it again and again, until Ctrl-C; each second, or as often as is said",
         )
         status.add_argument(
-            "--json", dest="as_json", action="store_true", help="one JSON object a process"
+            "--json",
+            dest="as_json",
+            action="store_true",
+            help="one line of JSON: a list with an object for each process",
         )
 
     def handle(self, *_args: Any, **options: Any) -> None:
@@ -280,7 +283,7 @@ class Command(StoppableCommand):
             self.stderr,
             as_json=options["as_json"],
             pool=options["pool"],
-            redraws=seconds is not None and not options["as_json"] and self.stdout.isatty(),
+            redraws=seconds is not None and self.stdout.isatty() and _can_redraw(options),
         )
         project = project_name()
         nobody = (
@@ -289,7 +292,10 @@ class Command(StoppableCommand):
         )
         with self.stopped_by_broken_output(overview):
             if seconds is None:
-                answers = _ask(project)
+                try:
+                    answers = _ask(project)
+                except KeyboardInterrupt:
+                    sys.exit(INTERRUPTED)
                 overview.show(answers)
                 if not answers:
                     raise CommandError(nobody)
@@ -467,6 +473,10 @@ def _status(stream: OutputWrapper) -> os.stat_result | None:
         return os.fstat(stream.fileno())
     except (OSError, AttributeError):
         return None
+
+
+def _can_redraw(options: dict[str, Any]) -> bool:
+    return not options["no_color"] and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def _ask(project: str) -> list[Answer]:
