@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,16 +26,28 @@ def surroundings() -> dict[str, Any]:
         "model": User._meta.label,
         "request_id": request_id.get("none"),
         # The process of Dask's that the fork server of this worker belongs to.
-        "dask": _parent(os.getppid()),
+        "dask": parent(os.getppid()),
     }
 
 
-def _parent(pid: int) -> int:
+def parent(pid: int) -> int:
+    """Who has started it."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def kill_host() -> NoReturn:
     """End the process of Dask's that this worker belongs to."""
-    os.kill(_parent(os.getppid()), signal.SIGKILL)
+    os.kill(parent(os.getppid()), signal.SIGKILL)
     wait_until(lambda: False, timeout=20)
     raise AssertionError
+
+
+def take_long(seconds: float) -> None:
+    """An initializer."""
+    time.sleep(seconds)
+
+
+def begin(path: Path, _: bytes) -> None:
+    """Say so, and go on."""
+    path.touch()
+    time.sleep(20)

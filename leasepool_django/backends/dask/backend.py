@@ -11,10 +11,12 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+from distributed import Security
 
 from ...engine.config import duration
 from ...engine.line import Call
@@ -26,7 +28,7 @@ from ..process.options import OPTIONS, make_setup
 from ..process.outcomes import decode
 from ..process.shared import Payload
 from . import host
-from .cluster import Cluster
+from .cluster import Cluster, Seat
 from .host import CANCELLED, FAILED, SETTINGS, Spec
 
 if TYPE_CHECKING:
@@ -43,14 +45,14 @@ _PERFORM = f"{host.__name__}.{host.perform.__qualname__}"
 class DaskWorker(Worker):
     """One seat on the cluster."""
 
-    def __init__(self, backend: DaskBackend, slot: Slot, address: str) -> None:
+    def __init__(self, backend: DaskBackend, slot: Slot, seat: Seat) -> None:
         self.slot = slot
-        self.address = address
+        self.seat = seat
         self._backend = backend
         self._lock = threading.Lock()  # guards who sets the call's outcome: its end or kill()
         self._call: Call | None = None
         self._number = 0
-        self._lost = False  # its host is gone
+        self._lost = False  # the seat is no longer there
         self._crashed: WorkerCrashedError | None = None
         self._left = False  # set by the housekeeper
 
@@ -86,9 +88,10 @@ class DaskWorker(Worker):
                 if not backend.host.call_undelivered(self, call, suspect=False):
                     call.error = self._crash(call, None)
                     call.wake_from_anywhere()
+                backend.host.housekeeper.post(partial(self._leave, crashed=True))
                 return False
             future = backend.cluster.do(
-                backend.cluster.call(self.address, self._number, backend.frame(call.payload))
+                backend.cluster.call(self.seat, self._number, backend.frame(call.payload))
             )
             call.payload = None
             future.add_done_callback(partial(self._done, call))
@@ -111,34 +114,40 @@ class DaskWorker(Worker):
         match said:
             case (int(kind), bytes(body)):
                 decode(outcome, kind, body, None)
-            case (status, error) if status == FAILED:
-                outcome.error = _named(error, call)
-                if isinstance(error, WorkerCrashedError):
-                    lost = True
-                    self._crashed = error
-            case (status,) if status == CANCELLED:
-                pass  # kill() has told the caller
-            case error:
+            case (status, WorkerCrashedError() as crash) if status == FAILED:
                 lost = True
-                outcome.error = self._crash(call, error)
+                self._crashed = crash
+                outcome.error = _named(crash, call)
+            case (status, refusal) if status == FAILED:
+                outcome.error = refusal
+            case (status,) if status == CANCELLED and self.killed:
+                pass  # the caller has been told
+            case trouble:
+                lost = True
+                outcome.error = self._crash(call, trouble)
         with self._lock:
             told = self.killed
             if not told:
                 call.value, call.error = outcome.value, outcome.error
             self._call = None
             self.deadline = None
+        lost = lost or self._lost  # after the call is let go: seat_lost() looks the other way round
         host = self._backend.host
         host.call_ended(self, call, None, retiring=lost)
         if not told:
             call.wake_from_anywhere()
         if self.leaving or lost:
-            host.housekeeper.post(partial(self._leave, crashed=lost))
+            host.housekeeper.post(partial(self._leave, crashed=lost and not told))
 
-    def _crash(self, call: Call, error: object) -> WorkerCrashedError:
-        why = f"; {type(error).__name__}: {error}" if error is not None else ""
+    def _crash(self, call: Call, trouble: object) -> WorkerCrashedError:
+        if isinstance(trouble, (asyncio.CancelledError, CancelledError)):
+            why = "; nothing is heard of it any more"
+        else:
+            told = isinstance(trouble, Exception)
+            why = f"; {type(trouble).__name__}: {trouble}" if told else ""
         return WorkerCrashedError(
-            f"The worker of Dask at {self.address} that ran {call.function_name} was lost{why}. "
-            "The call was not repeated.",
+            f"The worker of Dask at {self.seat.address} that ran {call.function_name} was "
+            f"lost{why}. The call was not repeated.",
             function=call.function_name,
         )
 
@@ -154,23 +163,24 @@ class DaskWorker(Worker):
         if call is None:  # its caller was interrupted before the call was here
             self._backend.host.housekeeper.post(partial(self._leave, crashed=False))
             return
-        self._backend.cluster.do(self._backend.cluster.cancel(self.address, self._number))
+        cluster = self._backend.cluster
+        cluster.do(cluster.cancel(self.seat, self._number))
         call.wake_from_anywhere()
 
     def ending(self) -> tuple[str, dict[str, Any]]:
         """See ``Worker.ending``."""
         error = self._crashed
         if error is None:
-            return f": Dask's worker at {self.address} was lost", {}
+            return f": Dask's worker at {self.seat.address} was lost", {}
         if error.signal_name is not None:
             how = f"was killed by {error.signal_name}"
         else:
             how = f"exited with status {error.exitcode}"
         facts = {"exitcode": error.exitcode, "signal_name": error.signal_name}
-        return f": it {how}, at {self.address}", facts
+        return f": it {how}, at {self.seat.address}", facts
 
-    def host_lost(self) -> None:
-        """Housekeeper: its host is gone. A call that it runs hears of that by itself."""
+    def seat_lost(self) -> None:
+        """Housekeeper: its seat is gone. The call that runs, if there is one, is given up."""
         self._lost = True
         self._leave(crashed=True)
 
@@ -183,14 +193,14 @@ class DaskWorker(Worker):
         if self._left or self._call is not None:
             return
         self._left = True
-        self._backend.forget(self)
+        self._backend.give_back(self, partial(self._gone, crashed=crashed))
+
+    def _gone(self, *, crashed: bool) -> None:
         self._backend.host.worker_gone(self.slot, crashed=crashed)
 
 
-def _named(error: Exception, call: Call) -> Exception:
+def _named(error: WorkerCrashedError, call: Call) -> WorkerCrashedError:
     """``error`` of a worker, which knows only that it ran ``perform``."""
-    if not isinstance(error, WorkerCrashedError):
-        return error
     return WorkerCrashedError(
         str(error).replace(_PERFORM, call.function_name),
         pid=error.pid,
@@ -231,7 +241,11 @@ class DaskBackend(Encoder, Backend):
             raise TypeError(f"address must be a string, not {address!r}.")
         for_workers = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
         setup = make_setup(config, for_workers)  # judges them
-        duration("start_timeout", options.get("start_timeout", 60.0))
+        security = options.get("security")
+        if not isinstance(security, (Security, dict, type(None))):
+            # Not its value, which may be secret.
+            kind = type(security).__name__
+            raise TypeError(f"security must be a distributed.Security, not of type {kind}.")
         Encoder.__init__(self, setup.hooks, setup.context)
         self.main_importable = False  # by the workers, whose main module is another
         for_workers.pop("context", None)  # applied by perform()
@@ -241,11 +255,12 @@ class DaskBackend(Encoder, Backend):
             config.name_prefix,
             address,
             duration("connect_timeout", options.get("connect_timeout", 10.0)),
-            options.get("security"),
+            duration("start_timeout", options.get("start_timeout", 60.0)),
+            security,
         )
         self.numbers = itertools.count()
         self.cluster: Cluster
-        self._workers: dict[DaskWorker, None] = {}
+        self._workers: dict[Seat, DaskWorker] = {}
         self._open = False
         self.host: Host
 
@@ -276,15 +291,14 @@ class DaskBackend(Encoder, Backend):
         self.host = host
         if self._spec.options.get("hooks") is not None:
             self._spec = self._spec._replace(settings=os.environ.get(SETTINGS))
-        self.cluster = Cluster(*self._connection, lambda a: host.housekeeper.post(self._lost_of(a)))
+        post = host.housekeeper.post
+        self.cluster = Cluster(*self._connection, lambda seat: post(partial(self._lost, seat)))
         self._open = True
 
-    def _lost_of(self, address: str) -> Callable[[], None]:
-        def tell() -> None:
-            for worker in [worker for worker in self._workers if worker.address == address]:
-                worker.host_lost()
-
-        return tell
+    def _lost(self, seat: Seat) -> None:
+        worker = self._workers.get(seat)
+        if worker is not None:
+            worker.seat_lost()
 
     def start_worker(self, slot: Slot) -> None:
         """See ``Backend.start_worker``."""
@@ -292,13 +306,13 @@ class DaskBackend(Encoder, Backend):
         post = self.host.housekeeper.post
         taken.add_done_callback(lambda done: post(partial(self._seated, slot, done)))
 
-    def _seated(self, slot: Slot, taken: Future[str]) -> None:
+    def _seated(self, slot: Slot, taken: Future[Seat]) -> None:
         if taken.cancelled() or not self._open:
             return  # closed meanwhile
         error = taken.exception()
         if error is None:
             worker = DaskWorker(self, slot, taken.result())
-            self._workers[worker] = None
+            self._workers[worker.seat] = worker
             self.host.worker_ready(slot, worker)
             return
         if not isinstance(error, WorkerStartError):
@@ -312,10 +326,18 @@ class DaskBackend(Encoder, Backend):
             error = failure
         self.host.start_failed(slot, error)
 
-    def forget(self, worker: DaskWorker) -> None:
-        """Housekeeper: a worker has left."""
-        if self._workers.pop(worker, self) is None and self._open:
-            self.cluster.do(self.cluster.give_back(worker.address))
+    def give_back(self, worker: DaskWorker, then: Callable[[], None]) -> None:
+        """Housekeeper: a worker leaves; ``then`` is called, here, when its seat is free again."""
+        if not self._open:
+            return
+        post = self.host.housekeeper.post
+
+        def gone() -> None:
+            if self._open and self._workers.pop(worker.seat, None) is not None:
+                then()
+
+        given = self.cluster.do(self.cluster.give_back(worker.seat))
+        given.add_done_callback(lambda _: post(gone))
 
     def live_workers(self) -> int:
         """See ``Backend.live_workers``."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 import dask.config
 from distributed import Client
@@ -18,19 +20,37 @@ from ...exceptions import WorkerStartError
 from . import host
 from .host import FAILED, FULL, SILENT_SECONDS, Spec
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "Seat"]
 
 logger = logging.getLogger(__name__)
 
-# Between two signs of life; some may be lost before the other side takes this process for gone.
+# Between two signs of life; some may be lost before one side takes the other for gone.
 _BEAT_SECONDS = SILENT_SECONDS / 6
+_HEAR_SECONDS = 3.0  # in which a host answers that does not hang
 _CLOSE_SECONDS = 5.0
+
+
+class Seat(NamedTuple):
+    """Where it is, and its number."""
+
+    address: str
+    number: int
+
+
+class _Host:
+    """A worker of Dask's, as far as this process has to do with it."""
+
+    def __init__(self) -> None:
+        self.seats: set[int] = set()  # that this process has, or has asked for
+        self.taken: set[int] = set()  # of which the host knows
+        self.heard = monotonic()
+        self.calls: dict[int, asyncio.Task[Any]] = {}
 
 
 class Cluster:
     """The client of a cluster, and the thread that has its event loop.
 
-    ``lost``: called on that thread with the address of a worker of Dask's that is gone.
+    ``lost``: called on that thread with a seat that is no longer there.
     """
 
     def __init__(
@@ -38,24 +58,28 @@ class Cluster:
         name: str,
         address: str | None,
         connect_timeout: float,
+        start_timeout: float,
         security: Any,
-        lost: Callable[[str], None],
+        lost: Callable[[Seat], None],
     ) -> None:
         self._address = address
         self._connect_timeout = connect_timeout
+        self._start_timeout = start_timeout
         self._security = security
         self._lost = lost
         self.token = uuid.uuid4().hex
+        self._numbers = itertools.count(1)
+        self._latest = 0
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
-        self._seats: Counter[str] = Counter()
+        self._hosts: dict[str, _Host] = {}
         self._failures: Counter[str] = Counter()
-        self._asked: set[str] = set()  # where there may be one
-        self._ended = False
-        self._tasks: set[asyncio.Task[None]] = set()
         self._beating: asyncio.Task[None] | None = None
+        self._ended = False
+        self._silent = False  # whether it was logged that the scheduler says nothing
         # A plain one: what is started by this process must not depend on a policy of the user's.
         self._loop = asyncio.SelectorEventLoop()
+        self._loop.set_exception_handler(_log_quietly)
         self._thread = threading.Thread(target=self._serve, name=f"{name}-dask", daemon=True)
         self._thread.start()
 
@@ -74,29 +98,65 @@ class Cluster:
             work.close()
             raise
 
-    async def take_seat(self, spec: Spec) -> str:
-        """Take a seat and give the address of its host; ``WorkerStartError`` if there is none."""
+    # -- seats -------------------------------------------------------------------------------------
+
+    async def take_seat(self, spec: Spec) -> Seat:
+        """Take a seat; ``WorkerStartError`` if there is none."""
         await self._connected()
         try:
             listed = await self._listed()
         except Exception as error:
-            raise WorkerStartError(
-                f"Dask's scheduler does not answer: {type(error).__name__}: {error}"
-            ) from error
+            raise WorkerStartError(f"Dask's scheduler does not answer: {_told(error)}") from error
         # Those with few of ours first, and of these the ones where no start has failed.
-        addresses: list[str] = sorted(listed, key=lambda a: (self._seats[a], self._failures[a]))
+        addresses: list[str] = sorted(listed, key=lambda a: (self._count(a), self._failures[a]))
+        silent = []
         for address in addresses:
             if self._ended:
                 break
-            self._asked.add(address)
-            match await self._say(address, host.take_seat, self.token, spec):
+            if await self._within(_HEAR_SECONDS, address, host.beat, (), 0) is None:
+                self._failures[address] += 1
+                silent.append(address)
+                continue
+            seat = await self._take_seat_at(address, spec)
+            if seat is not None:
+                return seat
+        threads = sum(worker["nthreads"] for worker in listed.values())
+        if not listed:
+            raise WorkerStartError("The Dask cluster has no workers.")
+        raise WorkerStartError(
+            f"The cluster has no seat left: its {len(listed)} worker(s) have {threads} thread(s) "
+            "in all, each good for one of WORKERS_PER_POOL, of all servers together."
+            + (f" These do not answer: {', '.join(silent)}." if silent else "")
+        )
+
+    def _count(self, address: str) -> int:
+        found = self._hosts.get(address)
+        return len(found.seats) if found is not None else 0
+
+    async def _take_seat_at(self, address: str, spec: Spec) -> Seat | None:
+        """Take one there; ``None`` if there is none left."""
+        self._latest = number = next(self._numbers)
+        at = self._hosts.setdefault(address, _Host())
+        at.seats.add(number)
+        if self._beating is None:
+            self._beating = asyncio.create_task(self._beat())
+        taken = False
+        try:
+            said: Any
+            try:
+                async with asyncio.timeout(self._start_timeout):
+                    said = await self._say(address, host.take_seat, number, spec)
+            except TimeoutError:
+                said = TimeoutError(f"no answer within {self._start_timeout:g} s (start_timeout)")
+            match said:
                 case ():
-                    self._seats[address] += 1
-                    if self._beating is None:
-                        self._beating = asyncio.create_task(self._beat())
-                    return address
+                    if number not in at.seats:  # taken for lost meanwhile
+                        return None
+                    taken = True
+                    at.taken.add(number)
+                    return Seat(address, number)
                 case (status,) if status == FULL:
-                    continue
+                    return None
                 case (status, WorkerStartError() as failure) if status == FAILED:
                     self._failures[address] += 1
                     raise failure
@@ -105,87 +165,125 @@ class Cluster:
                     raise WorkerStartError(
                         f"No worker could be had of Dask's at {address}: {_told(trouble)}"
                     )
-        threads = sum(worker["nthreads"] for worker in listed.values())
-        raise WorkerStartError(
-            f"The cluster has no seat left: its {len(listed)} workers have {threads} threads in "
-            "all, each good for one of WORKERS_PER_POOL, of all servers together."
-        )
+        finally:
+            if not taken:
+                at.seats.discard(number)  # if it was taken there, the next beat frees it
 
-    async def call(self, address: str, number: int, frame: tuple[Any, ...]) -> Any:
+    async def give_back(self, seat: Seat) -> None:
+        """Give a seat back; what still runs there is stopped. Does not take long."""
+        at = self._hosts.get(seat.address)
+        if at is not None and seat.number in at.seats:
+            at.seats.discard(seat.number)
+            at.taken.discard(seat.number)
+            # If this does not arrive, the next beat says it again.
+            await self._within(_CLOSE_SECONDS, seat.address, host.give_back, seat.number)
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    async def call(self, seat: Seat, number: int, frame: tuple[Any, ...]) -> Any:
         """Run a call there; what ``host.call`` says, or the error that it was lost with."""
-        said = await self._say(address, host.call, self.token, number, frame)
-        if isinstance(said, Exception) and not self._ended:
-            # The others on that host need not find out by themselves.
-            self._keep(self._look_after([address]))
-        return said
-
-    async def cancel(self, address: str, number: int) -> None:
-        """Stop it. Returns when it has stopped, or is lost anyway."""
-        await self._say(address, host.cancel, self.token, number)
-
-    async def give_back(self, address: str) -> None:
-        """Give a seat back that is not used."""
-        if self._seats[address]:
-            self._seats[address] -= 1
-            await self._say(address, host.give_back, self.token)
-
-    async def leave(self) -> None:
-        """Give all back, let go of the client, and end what is under way."""
-        self._ended = True
-        if self._beating is not None:
-            self._beating.cancel()
-        self._seats.clear()
+        at = self._hosts.get(seat.address)
+        task = asyncio.current_task()
+        if at is None or task is None or seat.number not in at.seats:
+            return (host.GONE,)
+        at.calls[number] = task
         try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                if self._asked:
-                    there = self._asked & (await self._listed()).keys()
-                    await asyncio.gather(*(self._say(a, host.leave, self.token) for a in there))
-        except Exception as error:  # noqa: BLE001 - they find out, as nothing is said any more
-            logger.warning("Not all of Dask's workers were told to stop: %s", _told((None, error)))
+            return await self._say(seat.address, host.call, seat.number, number, frame)
         finally:
-            if self._client is not None:
-                client, self._client = self._client, None
-                await client.close(_CLOSE_SECONDS)
-            rest = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in rest:
+            at.calls.pop(number, None)
+
+    async def cancel(self, seat: Seat, number: int) -> None:
+        """Stop it, or give it up where that cannot be said."""
+        said = await self._within(_CLOSE_SECONDS, seat.address, host.cancel, seat.number, number)
+        at = self._hosts.get(seat.address)
+        task = at.calls.get(number) if at is not None else None
+        if said is None and task is not None:
+            task.cancel()
+
+    # -- signs of life -----------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        """Say which seats this process has, and notice which are no longer there."""
+        while True:
+            await asyncio.sleep(_BEAT_SECONDS)
+            if not self._hosts:
+                continue
+            try:
+                async with asyncio.timeout(_HEAR_SECONDS):
+                    listed: dict[str, Any] | None = await self._listed()
+                self._silent = False
+            except Exception as error:  # noqa: BLE001 - whatever it is, it may pass
+                listed = None
+                if not self._silent:
+                    self._silent = True
+                    logger.warning("Dask's scheduler does not answer: %s", _told(error))
+            looks = (self._look_after(address, at, listed) for address, at in self._hosts.items())
+            for failure in await asyncio.gather(*looks, return_exceptions=True):
+                if isinstance(failure, Exception):
+                    logger.error("A worker of Dask's cannot be looked after", exc_info=failure)
+
+    async def _look_after(self, address: str, at: _Host, listed: dict[str, Any] | None) -> None:
+        taken = set(at.taken)
+        known: Any = None
+        if listed is None or address in listed:
+            seats = tuple(at.seats)
+            known = await self._within(_HEAR_SECONDS, address, host.beat, seats, self._latest)
+        if known is not None:
+            at.heard = monotonic()
+            for number in (taken & at.taken) - set(known):
+                self._lose(address, at, number)
+            if not at.seats and not at.calls and self._hosts.get(address) is at:
+                del self._hosts[address]
+        elif (listed is not None and address not in listed) or (
+            monotonic() - at.heard > SILENT_SECONDS
+        ):
+            self._hosts.pop(address, None)
+            for number in list(at.taken):
+                self._lose(address, at, number)
+            for task in list(at.calls.values()):
                 task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
+            at.seats.clear()
+            at.taken.clear()
 
-    def end(self) -> None:
-        """``leave``, and end the thread."""
-        try:
-            self.do(self.leave()).exception(3 * _CLOSE_SECONDS)
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_CLOSE_SECONDS)
+    def _lose(self, address: str, at: _Host, number: int) -> None:
+        at.seats.discard(number)
+        at.taken.discard(number)
+        self._lost(Seat(address, number))
 
-    async def _connected(self) -> Client:
+    # -- the connection ----------------------------------------------------------------------------
+
+    async def _connected(self) -> None:
         async with self._connecting:
             if self._client is not None and self._client.status == "running":
-                return self._client
-            if self._client is not None:  # the scheduler was lost, and all seats with it
+                return
+            if self._client is not None:  # the scheduler was lost
                 client, self._client = self._client, None
-                await client.close()
+                await client.close(_CLOSE_SECONDS)
             if self._address is None and dask.config.get("scheduler-address", None) is None:
                 raise WorkerStartError(  # Dask would start a cluster in this process
                     "Which Dask cluster? Give the scheduler's address in OPTIONS['address'], or in "
                     "Dask's own configuration, as by DASK_SCHEDULER_ADDRESS."
                 )
+            where = f" at {self._address}" if self._address else ""
+            client = None
             try:
-                self._client = await Client(
+                client = Client(
                     self._address,
                     asynchronous=True,
                     set_as_default=False,
                     timeout=self._connect_timeout,
                     security=self._security,
                 )
+                await client
             except Exception as error:
-                where = f" at {self._address}" if self._address else ""
-                raise WorkerStartError(
-                    f"Dask's scheduler{where} cannot be reached within {self._connect_timeout:g} "
-                    f"s: {type(error).__name__}: {error}"
-                ) from error
-            return self._client
+                if client is not None:
+                    await client.close(0)
+                if isinstance(error, OSError):
+                    how = f"cannot be reached within {self._connect_timeout:g} s"
+                else:
+                    how = "cannot be used"
+                raise WorkerStartError(f"Dask's scheduler{where} {how}: {_told(error)}") from error
+            self._client = client
 
     async def _listed(self) -> dict[str, Any]:
         """The cluster's present workers, by address; an error if the scheduler does not say."""
@@ -201,55 +299,63 @@ class Cluster:
         if client is None:
             return ConnectionError("There is no connection to Dask's scheduler.")
         try:
-            said = await client.run(function, *arguments, workers=[address], on_error="return")
+            said = await client.run(
+                function, self.token, *arguments, workers=[address], on_error="return"
+            )
             return said[address]
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             return ConnectionError(f"Dask's client gave it up: {error}")  # as it was closed
-        except Exception as error:  # noqa: BLE001 - whatever it is, the call is lost
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller has to do without
             return error
 
-    async def _beat(self) -> None:
-        """Say that this process is there, and notice which hosts are not."""
-        while True:
-            await asyncio.sleep(_BEAT_SECONDS)
-            await self._look_after([address for address in self._seats if self._seats[address]])
-
-    async def _look_after(self, addresses: list[str]) -> None:
+    async def _within(self, seconds: float, address: str, function: Any, *arguments: Any) -> Any:
+        """``_say``, within ``seconds``; ``None`` if there is no answer, or an error for one."""
         try:
-            async with asyncio.timeout(SILENT_SECONDS):
-                listed = await self._listed()
-        except Exception as error:  # noqa: BLE001 - whatever it is, nothing can be said to them
-            logger.warning("Dask's scheduler does not answer: %s", _told((None, error)))
-            listed = {}
-        # To say something to one that is not there takes half a minute.
-        present = [address for address in addresses if address in listed]
-        heard = dict(zip(present, await asyncio.gather(*map(self._hears, present)), strict=True))
-        for address in addresses:
-            if not heard.get(address, False):
-                self._seats[address] = 0
-                self._asked.discard(address)
-                self._lost(address)
-
-    async def _hears(self, address: str) -> bool:
-        try:
-            async with asyncio.timeout(SILENT_SECONDS):
-                return await self._say(address, host.beat, self.token) is True
+            async with asyncio.timeout(seconds):
+                said = await self._say(address, function, *arguments)
         except TimeoutError:
-            return False
+            return None
+        return None if isinstance(said, BaseException) else said
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have ``work`` done; the loop refers to it but weakly."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def leave(self) -> None:
+        """Give all back, let go of the client, and end what is under way."""
+        self._ended = True
+        if self._beating is not None:
+            self._beating.cancel()
+        hosts, self._hosts = self._hosts, {}
+        await asyncio.gather(*(self._within(_CLOSE_SECONDS, a, host.leave) for a in hosts))
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close(_CLOSE_SECONDS)
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    def end(self) -> None:
+        """``leave``, and end the thread."""
+        try:
+            error = self.do(self.leave()).exception(3 * _CLOSE_SECONDS)
+            if error is not None:
+                logger.warning("Dask's client could not be closed: %s", _told(error))
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_CLOSE_SECONDS)
+
+
+def _log_quietly(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody asked for, as Dask's own tasks that end with the connection."""
+    logger.debug("%s", context.get("message"), exc_info=context.get("exception"))
 
 
 def _told(trouble: Any) -> str:
     """What a host said that should not have, or what came instead."""
     match trouble:
-        case (_, Exception() as error) | (Exception() as error):
+        case (_, Exception() as error) | (BaseException() as error):
             return f"{type(error).__name__}: {error}"
     return repr(trouble)

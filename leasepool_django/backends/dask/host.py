@@ -1,10 +1,14 @@
 """What the ``dask`` backend does on the machines of the cluster, inside Dask's worker processes.
 
 Dask brings the messages here; calls run in worker processes of our own, those of the ``process``
-backend, next to Dask's. So a call can be stopped, and a crash costs one call. The manager of a
-server holds *seats*: the right to have one call at a time here. There are as many as Dask's worker
-has threads. Who holds some says so every few seconds, for if that server is gone its calls must
-not go on. Everything here but ``perform`` runs on the event loop of Dask's worker.
+backend, next to Dask's. So a call can be stopped, and a crash costs one call.
+
+The manager of a server, known by its ``token``, holds numbered *seats*: each is the right to have
+one call at a time here. There are as many as Dask's worker has threads. Messages may be lost, or
+overtake each other, so the server says every few seconds which seats it still has (``beat``):
+others are freed, with what runs on them, and all if nothing is heard any more. Everything here but
+``perform`` runs on the event loop of Dask's worker, and what stands between two ``await`` is done
+without interruption.
 """
 
 from __future__ import annotations
@@ -13,14 +17,19 @@ import asyncio
 import os
 import pickle
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from time import monotonic
 from typing import Any, NamedTuple
 
 from ...engine import LeasedExecutorManager
-from ...exceptions import LeasePoolError, WorkerStartError
+from ...exceptions import (
+    LeasePoolError,
+    LeasePoolNotStartedError,
+    LeaseUnavailableError,
+    WorkerStartError,
+)
 from ..process import wire
 from ..process.carriers import Carriers
 from ..process.errors import leading_frames, note
@@ -32,6 +41,7 @@ __all__ = [
     "CANCELLED",
     "FAILED",
     "FULL",
+    "GONE",
     "SILENT_SECONDS",
     "Spec",
     "beat",
@@ -44,9 +54,11 @@ __all__ = [
 ]
 
 SILENT_SECONDS = 15.0  # after which a server that says nothing is taken for gone
+LINGER_SECONDS = 5.0  # for which workers are kept that have no seat, as another is taken soon
 SETTINGS = "DJANGO_SETTINGS_MODULE"
 # What the functions below answer, besides an outcome.
 FULL = "full"
+GONE = "gone"  # there is no such seat
 CANCELLED = "cancelled"
 FAILED = "failed"
 
@@ -61,64 +73,90 @@ class Spec(NamedTuple):
     options: Mapping[str, Any]
 
 
-class _Guest:
-    """The seats of one manager in one of Dask's worker processes."""
+class _Seat:
+    number: int | None = None  # of the call that runs, in ``task``
+    task: asyncio.Task[Any] | None = None
 
-    def __init__(self, spec: Spec, workers: int) -> None:
-        self.seats = 0
-        self.calls: dict[int, asyncio.Task[Any]] = {}
-        self.heard = monotonic()
+    async def stop(self) -> None:
+        """Stop the call that runs here, if there is one; returns when it has stopped."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait([self.task])
+
+
+class _Guest:
+    """What one manager has in one of Dask's worker processes."""
+
+    def __init__(self, spec: Spec, threads: int) -> None:
+        self.seats: dict[int, _Seat] = {}
+        self.refused: deque[int] = deque(maxlen=1000)  # calls that must not begin any more
+        self.heard = self.used = monotonic()
         self.manager = LeasedExecutorManager(
             backend="process",
-            max_pools=1,
-            workers_per_pool=workers,
+            max_pools=threads,
+            workers_per_pool=1,
+            units_per_pool=1,
+            size_provider=lambda: len(self.seats),
             name_prefix=spec.name,
             shutdown_grace_seconds=0,
             **spec.options,
         )
-        self.watch: asyncio.Task[None] | None = None
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    def keep(self, work: Any) -> None:
+        """Have ``work`` done; the loop refers to it but weakly."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def free(self, seat: int) -> None:
+        """Free a seat, once what runs there has stopped."""
+        found = self.seats.get(seat)
+        if found is not None:
+            await found.stop()
+            self.seats.pop(seat, None)
+            self.used = monotonic()
+            self.manager.notify_scale_changed()
 
 
 _guests: dict[str, _Guest] = {}
 _left: deque[str] = deque(maxlen=1000)  # tokens
-_coming_and_going = asyncio.Lock()
+_STOPPED = "The manager was stopped meanwhile."
 
 
-async def take_seat(token: str, spec: Spec, dask_worker: Any) -> Answer:
-    """Take one seat for the manager ``token``: ``()``, or ``FULL``, or ``FAILED`` and the error."""
-    async with _coming_and_going:
-        threads = dask_worker.state.nthreads
-        if sum(guest.seats for guest in _guests.values()) >= threads:
-            return (FULL,)
-        if token in _left:
-            return FAILED, WorkerStartError("The manager was stopped meanwhile.")
-        guest = _guests.get(token)
-        try:
-            if guest is None:
-                _agree_on_settings(spec)
-                guest = _Guest(spec, threads)
-                _guests[token] = guest
-                guest.watch = asyncio.create_task(_watch(token, guest))
-            guest.seats += 1
-            await guest.manager.start()
-            if _guests.get(token) is not guest:  # it has left, and could not see it running
-                await guest.manager.stop(grace=0)
-                return FAILED, WorkerStartError("The manager was stopped meanwhile.")
-        except Exception as error:  # noqa: BLE001 - the server reports it
-            if guest is not None:
-                guest.seats -= 1
-            await _close_empty(token)
-            return FAILED, _of_ours(error)
-        return ()
-
-
-async def give_back(token: str) -> Answer:
-    """Give one seat back; with the last one the workers of that manager end."""
-    async with _coming_and_going:
-        guest = _guests.get(token)
+async def take_seat(token: str, seat: int, spec: Spec, dask_worker: Any) -> Answer:
+    """Take a seat for the manager ``token``: ``()``, or ``FULL``, or ``FAILED`` and the error."""
+    if token in _left:
+        return FAILED, WorkerStartError(_STOPPED)
+    threads = dask_worker.state.nthreads
+    if sum(len(guest.seats) for guest in _guests.values()) >= threads:
+        return (FULL,)
+    guest = _guests.get(token)
+    try:
+        if guest is None:
+            _agree_on_settings(spec)
+            guest = _guests[token] = _Guest(spec, threads)
+            guest.keep(_watch(token, guest))
+        guest.seats[seat] = _Seat()
+        await guest.manager.start()
+        guest.manager.notify_scale_changed()
+    except Exception as error:  # noqa: BLE001 - the server reports it
         if guest is not None:
-            guest.seats -= 1
-            await _close_empty(token)
+            guest.seats.pop(seat, None)
+            guest.used = monotonic()
+        return FAILED, _of_ours(error)
+    if _guests.get(token) is not guest:
+        await guest.manager.stop(grace=0)  # who dismissed it could not see it running
+    if _guests.get(token) is not guest or seat not in guest.seats:
+        return FAILED, WorkerStartError(_STOPPED)
+    return ()
+
+
+async def give_back(token: str, seat: int) -> Answer:
+    """Give a seat back; what runs there is stopped before."""
+    guest = _guests.get(token)
+    if guest is not None:
+        await guest.free(seat)
     return ()
 
 
@@ -128,65 +166,85 @@ async def leave(token: str) -> Answer:
     For good: a wish for a seat that was sent before and comes later is refused.
     """
     _left.append(token)
-    await _dismiss(token)
+    guest = _guests.get(token)
+    if guest is not None:
+        await _dismiss(token, guest)
     return ()
 
 
-async def beat(token: str) -> bool:
-    """Hear that the manager is still there; whether it has a seat here."""
+async def beat(token: str, seats: Collection[int], up_to: int) -> Answer:
+    """Hear that the manager is there and has these ``seats``; which of them there are.
+
+    Others of its seats are freed, but for those with numbers above ``up_to``, which it had not
+    thought of yet when it said so.
+    """
     guest = _guests.get(token)
-    if guest is not None:
-        guest.heard = monotonic()
-    return guest is not None
+    if guest is None:
+        return ()
+    guest.heard = monotonic()
+    for seat in list(guest.seats):
+        if seat <= up_to and seat not in seats:
+            guest.keep(guest.free(seat))
+    return tuple(seat for seat in seats if seat in guest.seats)
 
 
-async def call(token: str, number: int, frame: tuple[Any, ...]) -> Answer:
-    """Run one call; what ``perform`` returns, ``CANCELLED``, or ``FAILED`` and the error."""
+async def call(token: str, seat: int, number: int, frame: tuple[Any, ...]) -> Answer:
+    """Run one call; what ``perform`` returns, ``CANCELLED``, ``GONE``, or ``FAILED`` and why."""
     guest = _guests.get(token)
-    task = asyncio.current_task()
-    if guest is None or task is None:
-        return FAILED, LeasePoolError("This server was taken for gone, as it said nothing.")
-    guest.calls[number] = task
-    try:
-        outcome: Answer = await guest.manager.run(perform, *frame)
-    except asyncio.CancelledError:
+    taken = guest.seats.get(seat) if guest is not None else None
+    if guest is None or taken is None:
+        return (GONE,)
+    await taken.stop()  # what the server has lost sight of
+    if number in guest.refused:
         return (CANCELLED,)
+    task = asyncio.create_task(guest.manager.run(perform, *frame))
+    taken.number, taken.task = number, task
+    outcome: Answer
+    try:
+        outcome = await task
+    except asyncio.CancelledError:
+        handler = asyncio.current_task()
+        if handler is not None and handler.cancelling():  # Dask's worker ends
+            task.cancel()
+            raise
+        outcome = (CANCELLED,)
+    except (LeasePoolNotStartedError, LeaseUnavailableError):
+        outcome = (GONE,)  # it was dismissed
     except Exception as error:  # noqa: BLE001 - the caller gets it
-        return FAILED, _of_ours(error)
+        outcome = (FAILED, _of_ours(error))
     finally:
-        guest.calls.pop(number, None)
+        if taken.task is task:
+            taken.number = taken.task = None
     return outcome
 
 
-async def cancel(token: str, number: int) -> Answer:
-    """Stop a call, with all that it has started; returns when ``call`` has."""
+async def cancel(token: str, seat: int, number: int) -> Answer:
+    """Stop a call, with all that it has started, and also if it is still to come."""
     guest = _guests.get(token)
-    task = guest.calls.get(number) if guest is not None else None
-    if task is not None:
-        task.cancel()
-        await asyncio.wait([task])
+    if guest is not None:
+        guest.refused.append(number)
+        taken = guest.seats.get(seat)
+        if taken is not None and taken.number == number:
+            await taken.stop()
     return ()
 
 
-async def _close_empty(token: str) -> None:
-    guest = _guests.get(token)
-    if guest is not None and guest.seats <= 0:
-        await _dismiss(token)
-
-
-async def _dismiss(token: str) -> None:
-    guest = _guests.pop(token, None)
-    if guest is not None:
-        if guest.watch is not None and guest.watch is not asyncio.current_task():
-            guest.watch.cancel()
-        await guest.manager.stop(grace=0)
+async def _dismiss(token: str, guest: _Guest) -> None:
+    if _guests.get(token) is guest:
+        del _guests[token]
+    await guest.manager.stop(grace=0)
 
 
 async def _watch(token: str, guest: _Guest) -> None:
-    """End the calls of a server that is gone."""
-    while (left := guest.heard + SILENT_SECONDS - monotonic()) > 0:  # noqa: ASYNC110 - no event
-        await asyncio.sleep(left)
-    await _dismiss(token)  # not for good: it may only have been stopped for a while
+    """End the calls of a server that is gone, and workers that nobody has a seat for."""
+    while _guests.get(token) is guest:
+        now = monotonic()
+        if guest.heard + SILENT_SECONDS <= now:
+            break
+        if not guest.seats and guest.used + LINGER_SECONDS <= now:
+            break
+        await asyncio.sleep(LINGER_SECONDS / 5)
+    await _dismiss(token, guest)  # not for good: it may only have been stopped for a while
 
 
 def _agree_on_settings(spec: Spec) -> None:
