@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from leasepool_django.worker import in_worker
+from tests.process_jobs import announce
 from tests.waiting import wait_until
 
 
@@ -49,5 +50,5 @@ def take_long(seconds: float) -> None:
 
 def begin(path: Path, _: bytes) -> None:
     """Say so, and go on."""
-    path.touch()
+    announce(path, str(os.getpid()))
     time.sleep(20)
