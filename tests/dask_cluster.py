@@ -7,10 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from leasepool_django import LeasedExecutorManager
+from tests.managers import new_manager, wait_all_idle
 from tests.process_pools import ROOT
 
-__all__ = ["cluster"]
+__all__ = ["cluster", "running"]
 
 
 @contextmanager
@@ -34,6 +37,17 @@ def cluster(workers: int, **environment: str) -> Iterator[str]:
         finally:
             process.stdin.close()  # which ends it, see below
             process.wait(30)
+
+
+@contextmanager
+def running(address: str, workers: int = 1, **options: Any) -> Iterator[LeasedExecutorManager]:
+    manager = new_manager(workers, backend="dask", address=address, **options)
+    manager.start_sync()
+    try:
+        wait_all_idle(manager)
+        yield manager
+    finally:
+        manager.stop_sync(grace=0)
 
 
 def _main(workers: str) -> None:

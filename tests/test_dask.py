@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +15,18 @@ from django.core.checks import run_checks
 from django.utils import timezone, translation
 
 from leasepool_django import (
-    LeasedExecutorManager,
     NotPicklableError,
     WorkerCrashedError,
     WorkerStartError,
     pools,
     run_in_pool_sync,
 )
-from leasepool_django.backends.dask import cluster as cluster_module
-from leasepool_django.backends.dask import host
-from leasepool_django.backends.dask.backend import DaskBackend
-from leasepool_django.backends.dask.cluster import Cluster
 from tests import dask_jobs, jobs
 from tests.context_jobs import request_id
-from tests.dask_cluster import cluster
-from tests.managers import new_manager, wait_all_idle
-from tests.process_jobs import echo, hold
-from tests.process_pools import ROOT, run_program, start_program
-from tests.waiting import wait_until
+from tests.dask_cluster import cluster, running
+from tests.managers import new_manager
+from tests.process_jobs import echo
+from tests.process_pools import run_program
 
 SETTINGS = {"DJANGO_SETTINGS_MODULE": "tests.settings"}
 
@@ -51,17 +39,6 @@ def address() -> Iterator[str]:
         with running(found) as manager:
             manager.run_sync(echo, bytes(30 << 20))
         yield found
-
-
-@contextmanager
-def running(address: str, workers: int = 1, **options: Any) -> Iterator[LeasedExecutorManager]:
-    manager = new_manager(workers, backend="dask", address=address, **options)
-    manager.start_sync()
-    try:
-        wait_all_idle(manager)
-        yield manager
-    finally:
-        manager.stop_sync(grace=0)
 
 
 @pytest.fixture
@@ -128,24 +105,6 @@ def test_errors_are_those_of_a_worker_here(address: str) -> None:
         assert manager.run_sync(jobs.add, 1, 2) == 3
 
 
-def test_a_machine_that_is_lost_costs_its_calls_and_is_replaced(tmp_path: Path) -> None:
-    async def main() -> None:
-        other = asyncio.create_task(manager.run(hold, tmp_path, "other"))
-        await asyncio.to_thread(wait_until, (tmp_path / "other").exists)
-        with pytest.raises(WorkerCrashedError) as raised:
-            await manager.run(dask_jobs.kill_host)
-        assert raised.value.function == "tests.dask_jobs.kill_host"
-        assert "The call was not repeated." in str(raised.value)
-        (tmp_path / "go").touch()
-        await other
-
-    # A cluster of its own: the process that Dask starts in its place ends with it.
-    with cluster(2) as address, running(address, 2) as manager:
-        asyncio.run(main())
-        wait_until(lambda: manager.stats().idle_workers == 2, timeout=30)
-        assert manager.run_sync(jobs.add, 1) == 1
-
-
 def test_there_are_as_many_seats_as_threads(address: str) -> None:
     with running(address, 2):
         second = new_manager(backend="dask", address=address)
@@ -187,191 +146,6 @@ def test_without_an_address_dasks_own_configuration_counts(address: str) -> None
         manager.start_sync()
     assert manager.run_sync(jobs.add, 1) == 1
     manager.stop_sync(grace=0)
-
-
-SILENT = """
-    import asyncio, pathlib, sys
-    from leasepool_django import LeasedExecutorManager
-    from tests.process_jobs import hold
-
-    async def main(address, folder):
-        manager = LeasedExecutorManager(
-            backend="dask", address=address, max_pools=1, workers_per_pool=1
-        )
-        await manager.start()
-        await manager.run(hold, pathlib.Path(folder), "held")
-
-    if __name__ == "__main__":
-        asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-def tell_hosts(address: str, seconds: float) -> None:
-    """Have them take a server for gone after so many seconds."""
-
-    def change(seconds: float) -> None:
-        host.SILENT_SECONDS = seconds
-
-    with Client(address, set_as_default=False) as client:
-        client.run(change, seconds)
-
-
-@pytest.fixture
-def impatient_hosts(address: str) -> Iterator[None]:
-    tell_hosts(address, 1.0)
-    yield
-    tell_hosts(address, 15.0)
-
-
-@pytest.fixture
-def quick_beats(impatient_hosts: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both sides say more, and wait less for the other."""
-    monkeypatch.setattr(cluster_module, "_BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(cluster_module, "_HEAR_SECONDS", 0.5)
-    monkeypatch.setattr(cluster_module, "SILENT_SECONDS", 1.0)
-
-
-def pid_in(path: Path) -> int:
-    wait_until(lambda: path.exists() and path.read_text(), timeout=20)
-    return int(path.read_text())
-
-
-def is_gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
-
-
-@pytest.mark.usefixtures("impatient_hosts")
-def test_the_calls_of_a_killed_server_end(address: str, tmp_path: Path) -> None:
-    with start_program(tmp_path, SILENT, address, tmp_path) as server:
-        pid = pid_in(tmp_path / "held")
-        server.kill()
-    wait_until(lambda: is_gone(pid))
-
-
-@pytest.mark.usefixtures("impatient_hosts")
-def test_a_server_that_was_taken_for_gone_gets_new_seats(address: str) -> None:
-    with running(address, 2) as manager:
-        # It says something less often than these hosts expect.
-        wait_until(lambda: manager.stats().workers_crashed >= 2, timeout=20)
-        tell_hosts(address, 15.0)
-        wait_until(lambda: manager.stats().idle_workers == 2, timeout=20)
-        assert manager.run_sync(jobs.add, 1) == 1
-
-
-@pytest.mark.usefixtures("quick_beats")
-def test_an_initializer_may_take_longer_than_a_server_may_be_silent(address: str) -> None:
-    with running(address, initializer=dask_jobs.take_long, initargs=(2.5,)) as manager:
-        assert manager.run_sync(jobs.add, 1) == 1
-        assert manager.stats().start_failures == 0
-
-
-@pytest.mark.usefixtures("quick_beats")
-def test_a_host_that_hangs_costs_its_calls_and_its_capacity_comes_back(
-    address: str, tmp_path: Path
-) -> None:
-    async def main() -> None:
-        held = asyncio.create_task(manager.run(hold, tmp_path, "held"))
-        pid = await asyncio.to_thread(pid_in, tmp_path / "held")
-        dask_process = dask_jobs.parent(dask_jobs.parent(pid))
-        os.kill(dask_process, signal.SIGSTOP)
-        try:
-            with pytest.raises(WorkerCrashedError, match="nothing is heard of it any more"):
-                await asyncio.wait_for(held, 20)
-            # The other host has a seat.
-            assert await asyncio.wait_for(manager.run(jobs.add, 1), 20) == 1
-        finally:
-            os.kill(dask_process, signal.SIGCONT)
-        await asyncio.to_thread(wait_until, lambda: is_gone(pid))
-
-    with running(address) as manager:
-        asyncio.run(main())
-        wait_until(lambda: manager.stats().idle_workers == 1, timeout=20)
-        assert manager.run_sync(jobs.add, 1) == 1
-
-
-@pytest.mark.usefixtures("quick_beats")
-def test_a_scheduler_that_says_nothing_for_a_moment_costs_nothing(
-    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    failures: list[object] = []
-    listed = Cluster._listed
-
-    async def fail_twice(self: Cluster) -> dict[str, Any]:
-        if len(failures) < 2:
-            failures.append(None)
-            raise OSError("too many open files")
-        return await listed(self)
-
-    with running(address) as manager, ThreadPoolExecutor() as threads:
-        held = threads.submit(manager.run_sync, hold, tmp_path, "held")
-        pid = pid_in(tmp_path / "held")
-        monkeypatch.setattr(Cluster, "_listed", fail_twice)
-        wait_until(lambda: len(failures) == 2)
-        (tmp_path / "go").touch()
-        assert held.result(20) == pid
-        assert manager.stats().workers_crashed == 0
-
-
-@pytest.mark.usefixtures("quick_beats")
-def test_a_call_whose_connection_is_lost_does_not_go_on(address: str, tmp_path: Path) -> None:
-    with running(address) as manager, ThreadPoolExecutor() as threads:
-        held = threads.submit(manager.run_sync, hold, tmp_path, "held")
-        pid = pid_in(tmp_path / "held")
-        backend = manager._supervisor._backend
-        assert isinstance(backend, DaskBackend)
-
-        async def lose() -> None:
-            for at in backend.cluster._hosts.values():
-                for task in at.calls.values():
-                    task.cancel()
-
-        backend.cluster.do(lose()).result(20)
-        with pytest.raises(WorkerCrashedError):
-            held.result(20)
-        assert manager.run_sync(jobs.add, 1) == 1
-        wait_until(lambda: is_gone(pid))
-
-
-def test_a_call_that_is_cancelled_on_its_way_does_not_run(address: str, tmp_path: Path) -> None:
-    """Or, if it has begun just then, is stopped before its seat has another."""
-    begun = tmp_path / "begun"
-
-    async def main() -> None:
-        for megabytes, seconds in [(30, 0.05), (30, 0.2), (0, 0.0), (0, 0.001)] * 2:
-            call = manager.run(dask_jobs.begin, begun, bytes(megabytes << 20))
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(call, seconds)
-            assert await asyncio.wait_for(manager.run(jobs.add, 1), 10) == 1
-            if begun.exists():
-                assert is_gone(int(begun.read_text()))
-                begun.unlink()
-        assert not begun.exists()
-
-    with running(address) as manager:
-        asyncio.run(main())
-
-
-def test_a_host_that_ends_gently_fails_its_calls(tmp_path: Path) -> None:
-    """It gives up what it does, which is not the caller's doing."""
-    with (
-        cluster(0) as address,
-        subprocess.Popen(
-            [sys.executable, "-m", "dask", "worker", address, "--no-nanny", "--nthreads", "1"],
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDEVMODE": "", "PYTHONWARNINGS": ""},
-        ) as dask_worker,
-    ):
-        try:
-            with Client(address, set_as_default=False) as client:
-                client.wait_for_workers(1, timeout=20)
-            with running(address) as manager, ThreadPoolExecutor() as threads:
-                held = threads.submit(manager.run_sync, hold, tmp_path, "held")
-                pid_in(tmp_path / "held")
-                dask_worker.terminate()
-                with pytest.raises(WorkerCrashedError):
-                    held.result(20)
-        finally:
-            dask_worker.kill()
 
 
 def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:

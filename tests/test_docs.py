@@ -184,6 +184,7 @@ def test_the_readmes_views_are_among_those_that_run() -> None:
         "offloaded",
         "one_call",
         "one_lease",
+        "progress",
         "standalone",
     ]
 

@@ -13,7 +13,7 @@ import logging
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +27,7 @@ from django.test import AsyncClient
 from leasepool_django import pools
 from shop import settings as shop_settings
 from shop.forecasts import write_forecast
+from shop.progress import events, simulate_stock
 from shop.scoring import score_order
 from tests.leaks import Process
 from tests.process_table import identify, is_alive, worker_pids
@@ -128,6 +129,33 @@ def test_the_work_on_a_report_ends_with_the_client(tmp_path: Path) -> None:
         assert len(gone(before)) == 1
         answer = httpx.get(f"http://127.0.0.1:{shop.port}/forecast/1/", timeout=30)
         assert answer.text == write_forecast(1)
+
+
+# -- progress -------------------------------------------------------------------------------------
+
+
+def test_a_page_is_told_how_far_the_work_is() -> None:
+    async def get() -> str:
+        response: Any = await AsyncClient().get("/simulation/1000/")
+        assert response["Content-Type"] == "text/event-stream"
+        return "".join([part.decode() async for part in response])
+
+    *reports, result = asyncio.run(get()).rstrip().split("\n\n")
+    assert reports == [
+        f'event: progress\ndata: {{"done": {done}, "of": 1000}}' for done in range(0, 1000, 10)
+    ]
+    assert result == f"event: result\ndata: {simulate_stock(1000)}"
+
+
+def test_a_simulation_ends_with_its_client() -> None:
+    async def leave() -> None:
+        stream = events(FOR_EVER)
+        assert isinstance(stream, AsyncGenerator)
+        assert (await anext(stream)).startswith("event: progress")
+        await stream.aclose()
+        await async_wait_until(lambda: pools["reports"].stats().workers_killed == 1)
+
+    asyncio.run(leave())
 
 
 # -- a batch --------------------------------------------------------------------------------------
