@@ -1,7 +1,12 @@
-"""A Dask cluster on this machine, in processes of its own: ``python -m tests.dask_cluster``."""
+"""A Dask cluster on this machine, in processes of its own: ``python -m tests.dask_cluster``.
+
+Dask has every exception of its process pickled in another way from when it is imported, which other
+tests must not see; ``test_remote`` holds that it makes no difference.
+"""
 
 from __future__ import annotations
 
+import copyreg
 import os
 import subprocess
 import sys
@@ -9,9 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import distributed  # noqa: F401 - first of all, see above
+
 from leasepool_django import LeasedExecutorManager
 from tests.managers import new_manager, wait_all_idle
 from tests.process_pools import ROOT
+
+for _cls, _reducer in list(copyreg.dispatch_table.items()):
+    if _reducer.__module__ == "tblib.pickling_support":
+        del copyreg.dispatch_table[_cls]
 
 __all__ = ["cluster", "running"]
 

@@ -88,7 +88,7 @@ def tell_hosts(address: str, seconds: float) -> None:
 
 @pytest.fixture
 def impatient_hosts(address: str) -> Iterator[None]:
-    tell_hosts(address, 1.0)
+    tell_hosts(address, 3.0)
     yield
     tell_hosts(address, 15.0)
 
@@ -96,9 +96,9 @@ def impatient_hosts(address: str) -> Iterator[None]:
 @pytest.fixture
 def quick_beats(impatient_hosts: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides say more, and wait less for the other."""
-    monkeypatch.setattr(cluster_module, "_BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(cluster_module, "_HEAR_SECONDS", 0.5)
-    monkeypatch.setattr(cluster_module, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(cluster_module, "_BEAT_SECONDS", 0.3)
+    monkeypatch.setattr(cluster_module, "_HEAR_SECONDS", 1.5)
+    monkeypatch.setattr(cluster_module, "SILENT_SECONDS", 3.0)
 
 
 def pid_in(path: Path) -> int:
@@ -110,18 +110,20 @@ def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.usefixtures("impatient_hosts")
 def test_the_calls_of_a_killed_server_end(address: str, tmp_path: Path) -> None:
     with start_program(tmp_path, SILENT, address, tmp_path) as server:
         pid = pid_in(tmp_path / "held")
         server.kill()
-    wait_until(lambda: is_gone(pid))
+    tell_hosts(address, 1.0)
+    try:
+        wait_until(lambda: is_gone(pid))
+    finally:
+        tell_hosts(address, 15.0)
 
 
-@pytest.mark.usefixtures("impatient_hosts")
 def test_a_server_that_was_taken_for_gone_gets_new_seats(address: str) -> None:
     with running(address, 2) as manager:
-        # It says something less often than these hosts expect.
+        tell_hosts(address, 1.0)  # it says something less often than that
         wait_until(lambda: manager.stats().workers_crashed >= 2, timeout=20)
         tell_hosts(address, 15.0)
         wait_until(lambda: manager.stats().idle_workers == 2, timeout=20)
@@ -130,7 +132,7 @@ def test_a_server_that_was_taken_for_gone_gets_new_seats(address: str) -> None:
 
 @pytest.mark.usefixtures("quick_beats")
 def test_an_initializer_may_take_longer_than_a_server_may_be_silent(address: str) -> None:
-    with running(address, initializer=dask_jobs.take_long, initargs=(2.5,)) as manager:
+    with running(address, initializer=dask_jobs.take_long, initargs=(5.0,)) as manager:
         assert manager.run_sync(jobs.add, 1) == 1
         assert manager.stats().start_failures == 0
 

@@ -20,6 +20,7 @@ from tests import exception_jobs as jobs
 from tests import exception_kinds as kinds
 from tests import pickling_jobs
 from tests.arrivals import arrived, arrived_as_remote_error, entries, from_worker, names
+from tests.process_pools import run_program
 
 # --- exceptions that arrive as themselves --------------------------------------------------------
 
@@ -350,3 +351,39 @@ def test_names_are_not_collected_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(remote, "_resolved", {})
     for name in ("plain", "decorated", "cached", "Machine"):
         assert remote.resolve(f"tests.pickling_jobs:{name}") is getattr(pickling_jobs, name)
+
+
+WITH_TBLIB = """
+    import gc, weakref
+    from tblib import pickling_support
+    pickling_support.install()
+    from leasepool_django.backends.process.remote import decode_exception, encode_exception
+
+    class Held: pass
+
+    def fail(held):
+        kept.append(weakref.ref(held))
+        try:
+            raise KeyError("why")
+        except KeyError as error:
+            raise ExceptionGroup("all", [ValueError("what")]) from error
+
+    kept = []
+    gc.disable()
+    try:
+        fail(Held())
+    except ExceptionGroup as error:
+        data = encode_exception(error)
+    print(kept[0]())
+    found = decode_exception(data)
+    print(type(found).__name__, found.exceptions, repr(found.__cause__))
+"""
+
+
+def test_tblibs_way_of_pickling_exceptions_makes_no_difference(tmp_path: Path) -> None:
+    """Importing Dask, or whatever else asks for it, has every exception pickled like that."""
+    pytest.importorskip("tblib")
+    ended = run_program(tmp_path, WITH_TBLIB)
+    assert ended.stdout == "None\nExceptionGroup (ValueError('what'),) KeyError('why')\n", (
+        ended.stderr
+    )

@@ -17,7 +17,6 @@ import pytest
 from leasepool_django import LeasedExecutorManager
 from leasepool_django.backends.base import Backend, resolve
 from tests import managers
-from tests.dask_cluster import cluster
 from tests.stage import Stage
 
 
@@ -89,6 +88,8 @@ def dask_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     import dask.config
+
+    from tests.dask_cluster import cluster
 
     with cluster(4) as address, dask.config.set({"scheduler-address": address}):
         yield

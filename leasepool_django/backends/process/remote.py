@@ -15,9 +15,11 @@ by ``RemoteError`` alone. Standard library only at import: every worker imports 
 # ruff: noqa: BLE001
 from __future__ import annotations
 
+import copyreg
 import importlib
 import io
 import pickle
+import sys
 import traceback
 from collections.abc import Callable
 from types import TracebackType
@@ -295,12 +297,31 @@ class _Unpickler(pickle.Unpickler):
         return self.member(pid)
 
 
+class _Reducers:
+    """What ``copyreg`` has registered, but for tblib's way of pickling exceptions.
+
+    That takes their frames along, which have been described already, and what chains them. It is
+    there for all exception classes once anything in the process has asked for it, as Dask does.
+    """
+
+    def __getitem__(self, cls: type) -> Any:
+        reducer = copyreg.dispatch_table[cls]
+        if getattr(reducer, "__module__", None) == _TBLIB:
+            raise KeyError(cls)
+        return reducer
+
+
+_TBLIB = "tblib.pickling_support"
+_reducers: Any = _Reducers()
+
+
 def _dumps(value: object, members: dict[int, int]) -> bytes:
-    if not members:
+    if not members and _TBLIB not in sys.modules:
         return pickle.dumps(value, 5)
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, 5)
     pickler.members = members
+    pickler.dispatch_table = _reducers
     pickler.dump(value)
     return buffer.getvalue()
 
