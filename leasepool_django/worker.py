@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -62,11 +63,16 @@ class _Reporter:
     """Sends what one call reports, until that has ended."""
 
     def __init__(self, send: Send) -> None:
-        self._lock = threading.Lock()
+        # Nothing may follow the outcome. One that is taken again where a value's own code reports
+        # while it is pickled, or a signal handler does.
+        self._lock = threading.RLock()
         self._send: Send | None = send
+        self._pid = os.getpid()
 
     def report(self, value: object) -> None:
-        with self._lock:  # nothing may follow the outcome
+        if os.getpid() != self._pid:
+            return  # a child of the function's making, in which the lock may be held for ever
+        with self._lock:
             if self._send is not None:
                 self._send(value)
 
@@ -76,6 +82,16 @@ class _Reporter:
 
 
 _reporter: ContextVar[_Reporter | None] = ContextVar("leasepool_reporter", default=None)
+
+
+def reports() -> bool:
+    """Whether what is reported in this context is heard by somebody."""
+    return _reporter.get() is not None
+
+
+def report_nothing() -> None:
+    """From now on, in this context."""
+    _reporter.set(None)
 
 
 class Reporting(NamedTuple):

@@ -52,3 +52,21 @@ def begin(path: Path, _: bytes) -> None:
     """Say so, and go on."""
     announce(path, str(os.getpid()))
     time.sleep(20)
+
+
+def start_once(path: Path) -> None:
+    """An initializer that refuses the second time."""
+    if path.exists():
+        raise RuntimeError("only once")
+    path.touch()
+
+
+def refuse_in(dask_process: int) -> None:
+    """An initializer."""
+    if surroundings_of_host() == dask_process:
+        raise RuntimeError("not here")
+
+
+def surroundings_of_host() -> int:
+    """The process of Dask's that this worker belongs to."""
+    return parent(os.getppid())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import sys
 import threading
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,6 @@ left_behind: list[threading.Thread] = []
 
 def leave_a_thread(folder: Path) -> str:
     """Go on reporting from a thread when the call has ended."""
-    from contextvars import copy_context
-
     context = copy_context()
 
     def go_on() -> None:
@@ -108,3 +108,59 @@ def fail_to_unpickle() -> None:
 
 def report_unwilling() -> str:
     return report(Unwilling())
+
+
+class Exits:
+    """Ends whoever reads it."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def report_exit() -> str:
+    return report(Exits())
+
+
+class Talkative:
+    """Reports, too, while it is pickled."""
+
+    def __reduce__(self) -> Any:
+        report_progress("by the way")
+        return Talkative, ()
+
+
+def report_talkative() -> str:
+    return report(Talkative())
+
+
+def fork_while_reporting(children: int) -> list[int | None]:
+    """Two threads report without a pause; children report as well. How those ended."""
+    ended = threading.Event()
+
+    def go_on() -> None:
+        while not ended.is_set():
+            report_progress(0)
+
+    threads = [threading.Thread(target=copy_context().run, args=(go_on,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    context = multiprocessing.get_context("fork")
+    found = []
+    for _ in range(children):
+        child = context.Process(target=report_progress, args=("child",))
+        child.start()
+        child.join(5)
+        found.append(child.exitcode)
+        child.kill()
+    ended.set()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+managers: list[Any] = []  # that of the test, for calls on threads
+
+
+def call_another() -> None:
+    report_progress("outer")
+    managers[0].run_sync(count, 2)

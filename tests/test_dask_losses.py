@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ import pytest
 from distributed import Client
 
 from leasepool_django import (
+    LeasePoolError,
+    LeaseTimeoutError,
     WorkerCrashedError,
+    WorkerStartError,
 )
 from leasepool_django.backends.dask import cluster as cluster_module
 from leasepool_django.backends.dask import host
@@ -24,6 +29,7 @@ from leasepool_django.backends.dask.backend import DaskBackend
 from leasepool_django.backends.dask.cluster import Cluster
 from tests import dask_jobs, jobs
 from tests.dask_cluster import cluster, running
+from tests.managers import new_manager
 from tests.process_jobs import echo, hold
 from tests.process_pools import ROOT, start_program
 from tests.waiting import wait_until
@@ -244,3 +250,74 @@ def test_a_host_that_ends_gently_fails_its_calls(tmp_path: Path) -> None:
                     held.result(20)
         finally:
             dask_worker.kill()
+
+
+# -- starts ----------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_cannot_be_replaced_holds_up_nobody(address: str, tmp_path: Path) -> None:
+    """Callers wait in the line, for as long as they want, and are told why."""
+    once: dict[str, Any] = {
+        "initializer": dask_jobs.start_once,
+        "initargs": (tmp_path / "started",),
+    }
+    with running(address, acquire_timeout=3.0, **once) as manager:
+        with pytest.raises(WorkerCrashedError):
+            manager.run_sync(jobs.die, 1)
+        with pytest.raises(LeaseTimeoutError, match="Workers cannot be started: A worker"):
+            manager.run_sync(jobs.add, 1)
+        assert "only once" in str(manager.stats().last_start_error)
+
+
+def test_the_time_of_a_call_begins_when_its_worker_is_ready(address: str) -> None:
+    slow: dict[str, Any] = {"initializer": dask_jobs.take_long, "initargs": (3.0,)}
+    with running(address, call_timeout=2.0, **slow) as manager:
+        with pytest.raises(WorkerCrashedError):
+            manager.run_sync(jobs.die, 1)
+        assert manager.run_sync(jobs.add, 1) == 1
+
+
+def test_a_worker_that_has_had_enough_calls_is_replaced(address: str) -> None:
+    slow: dict[str, Any] = {"initializer": dask_jobs.take_long, "initargs": (1.0,)}
+    with running(address, call_timeout=0.9, max_tasks_per_child=1, **slow) as manager:
+        pids = {manager.run_sync(jobs.whoami)[0] for _ in range(3)}
+        assert len(pids) == 3
+        assert manager.stats().workers_crashed == 0
+
+
+def test_a_host_where_nothing_starts_leaves_the_others_to_all(address: str, tmp_path: Path) -> None:
+    """And a manager takes seats of several hosts evenly."""
+    with Client(address, set_as_default=False) as client:
+        bad, good = client.run(os.getpid).values()
+    refusing: dict[str, Any] = {"initializer": dask_jobs.refuse_in, "initargs": (bad,)}
+    with running(address, **refusing) as manager:
+        for _ in range(3):
+            assert manager.run_sync(dask_jobs.surroundings_of_host) == good
+            with pytest.raises(WorkerCrashedError):
+                manager.run_sync(jobs.die, 1)
+            wait_until(lambda: manager.stats().idle_workers == 1, timeout=20)
+
+
+def test_a_scheduler_that_hangs_is_given_up(tmp_path: Path) -> None:
+    with socket.socket() as silent:  # it takes connections and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        manager = new_manager(backend="dask", address=address, connect_timeout=1.0)
+        with pytest.raises(WorkerStartError, match="cannot be reached within 1 s"):
+            manager.start_sync()
+
+
+def test_one_that_stops_while_it_starts_has_no_seat_left(address: str) -> None:
+    async def main() -> None:
+        for number in range(8):
+            manager = new_manager(2, backend="dask", address=address)
+            starting = asyncio.create_task(manager.start())
+            await asyncio.sleep(0.05 * number)
+            await manager.stop(grace=0)
+            with suppress(LeasePoolError):
+                await starting
+
+    asyncio.run(main())
+    with running(address, 2) as manager:  # both are free
+        assert manager.run_sync(jobs.add, 1) == 1

@@ -219,15 +219,92 @@ def test_large_reports_arrive(processes: LeasedExecutorManager) -> None:
     assert heard == [data, data]
 
 
+@pytest.mark.parametrize("backend", ["process", "inline"])
 def test_a_report_that_cannot_be_unpickled_is_logged(
-    processes: LeasedExecutorManager, caplog: pytest.LogCaptureFixture
+    backend: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     heard: list[object] = []
-    call = processes.options(on_progress=heard.append)
+    with running(backend=backend) as manager:
+        judge_unwilling(manager, heard, caplog)
+
+
+def judge_unwilling(
+    manager: LeasedExecutorManager, heard: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    call = manager.options(on_progress=heard.append)
     with caplog.at_level(logging.ERROR, "leasepool"):
         assert call.run_sync(jobs.report_unwilling) == "reported"
-        wait_until(lambda: "cannot be unpickled here" in caplog.text)
+        wait_until(lambda: "cannot be told what was reported: ValueError" in caplog.text)
     assert not heard
+
+
+def test_a_report_that_would_end_the_program_does_not(processes: LeasedExecutorManager) -> None:
+    async def main() -> None:
+        heard: list[object] = []
+        call = processes.options(on_progress=heard.append)
+        assert await call.run(jobs.report_exit) == "reported"
+        assert await call.run(jobs.report, "next") == "reported"
+        assert heard == ["next"]
+
+    asyncio.run(main())
+
+
+def test_what_is_reported_may_report_itself(manager: LeasedExecutorManager) -> None:
+    """As where a signal handler reports while the function does."""
+    heard: list[object] = []
+    call = manager.options(on_progress=lambda value: heard.append(type(value).__name__))
+    assert call.run_sync(jobs.report_talkative) == "reported"
+    assert heard == (["Talkative"] if manager.backend == "thread" else ["str", "Talkative"])
+
+
+def test_a_child_that_is_forked_while_others_report_goes_on(
+    processes: LeasedExecutorManager,
+) -> None:
+    call = processes.options(on_progress=lambda _: None, call_timeout=60)
+    assert call.run_sync(jobs.fork_while_reporting, 5) == [0] * 5
+
+
+def test_a_call_within_a_call_reports_to_its_own_listener() -> None:
+    """On threads; in processes no call can make another."""
+    heard: list[object] = []
+    with running(2, backend="thread") as manager:
+        jobs.managers.append(manager)
+        try:
+            manager.options(on_progress=heard.append).run_sync(jobs.call_another)
+        finally:
+            jobs.managers.clear()
+    assert heard == ["outer"]
+
+
+def test_a_coroutine_that_is_closed_hears_no_more(tmp_path: Path) -> None:
+    async def main(manager: LeasedExecutorManager) -> None:
+        heard: list[object] = []
+        call = manager.options(on_progress=heard.append).run(jobs.report_and_wait, tmp_path)
+        call.send(None)  # it waits; the loop knows nothing of it
+        await async_wait_until(lambda: heard)
+        call.close()
+        (tmp_path / "go").touch()
+        await async_wait_until((tmp_path / "done").exists)
+        await async_wait_until(lambda: manager.stats().idle_workers == 1)
+        assert heard == ["waiting"]
+
+    with running(backend="thread") as manager:
+        asyncio.run(main(manager))
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
+def test_a_listener_may_raise_what_loops_take_for_something_else(
+    error: type[BaseException], manager: LeasedExecutorManager
+) -> None:
+    def refuse(_: object) -> None:
+        raise error
+
+    async def main() -> None:
+        assert await manager.options(on_progress=refuse).run(jobs.count, 3) == "counted"
+
+    asyncio.run(main())
+    assert manager.options(on_progress=refuse).run_sync(jobs.count, 3) == "counted"
+    assert manager.stats().workers_crashed == 0
 
 
 def test_a_forked_child_reports_to_nobody(processes: LeasedExecutorManager) -> None:
@@ -265,6 +342,12 @@ def test_a_coroutine_function_is_no_listener(manager: LeasedExecutorManager) -> 
 
     with pytest.raises(TypeError, match="must be a plain function"):
         manager.options(on_progress=hear)
+
+    class Hears:
+        async def __call__(self, _: object) -> None: ...
+
+    with pytest.raises(TypeError, match="must be a plain function"):
+        manager.options(on_progress=Hears())
     with manager.lease_sync() as lease, pytest.raises(TypeError, match="must be a plain function"):
         lease.options(on_progress=hear)
 

@@ -26,7 +26,7 @@ from ..exceptions import (
     WorkerCrashedError,
     WorkerStartError,
 )
-from ..worker import reporting
+from ..worker import report_nothing, reporting, reports
 from .base import Backend, Host, Worker
 from .process.carriers import Carriers
 from .process.options import checked_hooks, checked_paths
@@ -330,7 +330,10 @@ class ThreadBackend(ExecutorClassBackend):
         super().encode(function, args, kwargs, listener=listener)
         if listener is not None:
             function = partial(reporting, listener.hear_from_anywhere, function)
-        run = contextvars.copy_context().run
+        context = contextvars.copy_context()
+        if reports():  # the caller is a call itself, to which somebody else may listen
+            context.run(report_nothing)
+        run = context.run
         if self._hooks is None and self._carriers is None:
             return run, (function, *args), kwargs
         captured = self._hooks.capture() if self._hooks is not None else None

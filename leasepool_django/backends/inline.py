@@ -361,7 +361,12 @@ def _report(listener: Listener, value: object) -> None:
     except Exception as error:  # noqa: BLE001 - explained
         # It has the culprit's own error as its cause.
         raise cannot_be_reported(error, value)  # noqa: B904
-    listener.hear_from_anywhere(pickle.loads(body))
+    try:
+        copy = pickle.loads(body)
+    except Exception as error:  # noqa: BLE001 - where a worker's would be unpickled
+        listener.cannot_read(error)
+    else:
+        listener.hear_from_anywhere(copy)
 
 
 def _loaded(frame: _Frame) -> Any:

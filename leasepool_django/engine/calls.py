@@ -93,6 +93,8 @@ class Calls:
                     await call.future
         except GeneratorExit:
             # Closed by the garbage collector or a dying loop, perhaps inside a critical section.
+            if call.listener is not None:
+                call.listener.close()
             self._supervisor.post(partial(self._give_up, call))
             raise
         except BaseException:

@@ -169,6 +169,12 @@ class ExecutorLease:
         return self._state.workers
 
     @property
+    def ready(self) -> bool:
+        """Whether all of its workers are there; false while one is replaced."""
+        slots = self._state.slots
+        return all(slot.worker is not None and not slot.worker.leaving for slot in slots)
+
+    @property
     def lease_seconds(self) -> float:
         """The seconds it was taken for."""
         return self._state.lease_seconds

@@ -241,7 +241,8 @@ class LeasedExecutorManager:
         ``timeout``: seconds to wait for a worker; ``call_timeout``: seconds the call may run;
         what is left out is as the manager has it. ``on_progress``: called with each value that the
         function gives ``leasepool_django.worker.report_progress``, before the outcome is there: on
-        the event loop, or on the thread that waits. ``await manager.options(timeout=1).run(fn)``.
+        the event loop, or on the thread that waits (with ``thread``: that of the function).
+        ``await manager.options(timeout=1).run(fn, …)``.
         """
         return CallOptions(lambda: self._calls, timeout, call_timeout, owner, on_progress)
 

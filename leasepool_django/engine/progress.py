@@ -46,8 +46,13 @@ class Listener:
             return
         try:
             self._context.run(self._on_progress, value)
-        except Exception as error:  # noqa: BLE001 - the call is not at fault
-            self._hand_over(partial(_failed, self._name, error))
+        except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # noqa: BLE001
+            # The call is not at fault. What ends a program goes on to do so.
+            self._hand_over(partial(_failed, self._name, "raised", error))
+
+    def cannot_read(self, error: BaseException) -> None:
+        """A value cannot be unpickled here."""
+        self._hand_over(partial(_failed, self._name, "cannot be told what was reported:", error))
 
     def hear_from_anywhere(self, value: object) -> None:
         """``hear``, on any thread."""
@@ -80,7 +85,8 @@ def checked_listener(on_progress: OnProgress | None) -> OnProgress | None:
         return None
     if not callable(on_progress):
         raise TypeError(f"on_progress must be callable, not {on_progress!r}.")
-    if inspect.iscoroutinefunction(on_progress):
+    own = getattr(type(on_progress), "__call__", None)  # noqa: B004 - itself
+    if inspect.iscoroutinefunction(on_progress) or inspect.iscoroutinefunction(own):
         raise TypeError(
             "on_progress must be a plain function: it is called on the event loop, between two "
             "steps of it. Pass the put_nowait of an asyncio.Queue, and await its get()."
@@ -88,7 +94,7 @@ def checked_listener(on_progress: OnProgress | None) -> OnProgress | None:
     return on_progress
 
 
-def _failed(name: str, error: Exception) -> None:
+def _failed(name: str, what: str, error: BaseException) -> None:
     logging.getLogger("leasepool").error(
-        "on_progress of a call of %s raised %r", name, error, exc_info=error
+        "on_progress of a call of %s %s %r", name, what, error, exc_info=error
     )

@@ -76,8 +76,8 @@ class DaskWorker(Worker):
         """Have the call run on the cluster; false if it was given to another worker."""
         backend = self._backend
         call.begun = monotonic()
+        self._number = next(backend.numbers)  # before kill() can see the call
         self._call = call
-        self._number = next(backend.numbers)
         if call.timeout is not None:
             self.deadline = call.begun + call.timeout
             backend.host.housekeeper.wake_by(self.deadline)
@@ -110,9 +110,9 @@ class DaskWorker(Worker):
         except BaseException as error:  # noqa: BLE001 - the call is lost, whatever it is
             said = error
         outcome = Call(None, call.function, None, None)
-        lost = False
+        lost = retiring = False
         match said:
-            case (int(kind), bytes(body)):
+            case (int(kind), bytes(body), bool(retiring)):
                 decode(outcome, kind, body, None)
             case (status, WorkerCrashedError() as crash) if status == FAILED:
                 lost = True
@@ -133,10 +133,10 @@ class DaskWorker(Worker):
             self.deadline = None
         lost = lost or self._lost  # after the call is let go: seat_lost() looks the other way round
         host = self._backend.host
-        host.call_ended(self, call, None, retiring=lost)
+        host.call_ended(self, call, None, retiring=lost or retiring)
         if not told:
             call.wake_from_anywhere()
-        if self.leaving or lost:
+        if self.leaving or lost or retiring:
             host.housekeeper.post(partial(self._leave, crashed=lost and not told))
 
     def _crash(self, call: Call, trouble: object) -> WorkerCrashedError:
@@ -257,6 +257,7 @@ class DaskBackend(Encoder, Backend):
             duration("connect_timeout", options.get("connect_timeout", 10.0)),
             duration("start_timeout", options.get("start_timeout", 60.0)),
             security,
+            config.max_pools * config.workers_per_pool,
         )
         self.numbers = itertools.count()
         self.cluster: Cluster

@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 _BEAT_SECONDS = SILENT_SECONDS / 6
 _HEAR_SECONDS = 3.0  # in which a host answers that does not hang
 _CLOSE_SECONDS = 5.0
+_CONNECTIONS = 64  # to the scheduler, beside those of the calls
 
 
 class Seat(NamedTuple):
@@ -47,10 +49,15 @@ class _Host:
         self.calls: dict[int, asyncio.Task[Any]] = {}
 
 
+class _SilentError(Exception):
+    """A host does not answer."""
+
+
 class Cluster:
     """The client of a cluster, and the thread that has its event loop.
 
-    ``lost``: called on that thread with a seat that is no longer there.
+    ``most_calls``: how many there may be at once. ``lost``: called on that thread with a seat that
+    is no longer there.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Cluster:
         connect_timeout: float,
         start_timeout: float,
         security: Any,
+        most_calls: int,
         lost: Callable[[Seat], None],
     ) -> None:
         self._address = address
@@ -67,6 +75,7 @@ class Cluster:
         self._start_timeout = start_timeout
         self._security = security
         self._lost = lost
+        self._connections = _CONNECTIONS + most_calls  # each call that runs has one
         self.token = uuid.uuid4().hex
         self._numbers = itertools.count(1)
         self._latest = 0
@@ -104,25 +113,34 @@ class Cluster:
         """Take a seat; ``WorkerStartError`` if there is none."""
         await self._connected()
         try:
-            listed = await self._listed()
+            async with asyncio.timeout(self._connect_timeout):
+                listed = await self._listed()
         except Exception as error:
             raise WorkerStartError(f"Dask's scheduler does not answer: {_told(error)}") from error
-        # Those with few of ours first, and of these the ones where no start has failed.
-        addresses: list[str] = sorted(listed, key=lambda a: (self._count(a), self._failures[a]))
-        silent = []
-        for address in addresses:
-            if self._ended:
-                break
-            if await self._within(_HEAR_SECONDS, address, host.beat, (), 0) is None:
-                self._failures[address] += 1
-                silent.append(address)
-                continue
-            seat = await self._take_seat_at(address, spec)
-            if seat is not None:
-                return seat
-        threads = sum(worker["nthreads"] for worker in listed.values())
         if not listed:
             raise WorkerStartError("The Dask cluster has no workers.")
+        silent: list[str] = []
+        failures: list[WorkerStartError] = []
+        left = set(listed)
+        while left and not self._ended:
+            # Those where no start has failed first, and of these the ones with few of ours.
+            address = min(left, key=lambda a: (self._failures[a], self._count(a), a))
+            left.remove(address)
+            try:
+                seat = await self._take_seat_at(address, spec)
+            except _SilentError:
+                silent.append(address)
+            except WorkerStartError as failure:
+                failures.append(failure)
+            else:
+                if seat is not None:
+                    self._failures.pop(address, None)
+                    return seat
+                continue  # none left there
+            self._failures[address] += 1
+        if failures:
+            raise failures[0]
+        threads = sum(worker["nthreads"] for worker in listed.values())
         raise WorkerStartError(
             f"The cluster has no seat left: its {len(listed)} worker(s) have {threads} thread(s) "
             "in all, each good for one of WORKERS_PER_POOL, of all servers together."
@@ -134,7 +152,7 @@ class Cluster:
         return len(found.seats) if found is not None else 0
 
     async def _take_seat_at(self, address: str, spec: Spec) -> Seat | None:
-        """Take one there; ``None`` if there is none left."""
+        """Take one there; ``None`` if none is left, ``_SilentError`` if it does not answer."""
         self._latest = number = next(self._numbers)
         at = self._hosts.setdefault(address, _Host())
         at.seats.add(number)
@@ -143,6 +161,10 @@ class Cluster:
         taken = False
         try:
             said: Any
+            if await self._within(_HEAR_SECONDS, address, host.beat, (), 0) is None:
+                raise _SilentError
+            if self._ended:
+                return None
             try:
                 async with asyncio.timeout(self._start_timeout):
                     said = await self._say(address, host.take_seat, number, spec)
@@ -158,10 +180,8 @@ class Cluster:
                 case (status,) if status == FULL:
                     return None
                 case (status, WorkerStartError() as failure) if status == FAILED:
-                    self._failures[address] += 1
                     raise failure
                 case trouble:
-                    self._failures[address] += 1
                     raise WorkerStartError(
                         f"No worker could be had of Dask's at {address}: {_told(trouble)}"
                     )
@@ -273,12 +293,17 @@ class Cluster:
                     set_as_default=False,
                     timeout=self._connect_timeout,
                     security=self._security,
+                    connection_limit=self._connections,
                 )
-                await client
-            except Exception as error:
+                async with asyncio.timeout(self._connect_timeout):
+                    await client
+            except BaseException as error:
                 if client is not None:
-                    await client.close(0)
-                if isinstance(error, OSError):
+                    with suppress(Exception):  # it was never there
+                        await client.close(0)
+                if not isinstance(error, Exception):
+                    raise
+                if isinstance(error, OSError):  # a TimeoutError is one
                     how = f"cannot be reached within {self._connect_timeout:g} s"
                 else:
                     how = "cannot be used"

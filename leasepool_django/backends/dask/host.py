@@ -14,6 +14,7 @@ without interruption.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import pickle
 from collections import deque
@@ -23,11 +24,12 @@ from functools import cache
 from time import monotonic
 from typing import Any, NamedTuple
 
-from ...engine import LeasedExecutorManager
+from ...engine import ExecutorLease, LeasedExecutorManager
 from ...exceptions import (
+    LeaseExpiredError,
     LeasePoolError,
     LeasePoolNotStartedError,
-    LeaseUnavailableError,
+    LeaseTimeoutError,
     WorkerStartError,
 )
 from ..process import wire
@@ -54,6 +56,7 @@ __all__ = [
 ]
 
 SILENT_SECONDS = 15.0  # after which a server that says nothing is taken for gone
+LOOK_SECONDS = 0.2  # between two looks at why there is no worker
 LINGER_SECONDS = 5.0  # for which workers are kept that have no seat, as another is taken soon
 SETTINGS = "DJANGO_SETTINGS_MODULE"
 # What the functions below answer, besides an outcome.
@@ -74,7 +77,10 @@ class Spec(NamedTuple):
 
 
 class _Seat:
-    number: int | None = None  # of the call that runs, in ``task``
+    """``lease``: of one worker, which is ready; ``task``: what waits for it, then calls."""
+
+    lease: ExecutorLease | None = None
+    number: int | None = None  # of the call that runs
     task: asyncio.Task[Any] | None = None
 
     async def stop(self) -> None:
@@ -82,6 +88,12 @@ class _Seat:
         if self.task is not None:
             self.task.cancel()
             await asyncio.wait([self.task])
+
+    async def free(self) -> None:
+        """Do so, and let others have the worker."""
+        await self.stop()
+        if self.lease is not None:
+            await self.lease.release()
 
 
 class _Guest:
@@ -113,7 +125,7 @@ class _Guest:
         """Free a seat, once what runs there has stopped."""
         found = self.seats.get(seat)
         if found is not None:
-            await found.stop()
+            await found.free()
             self.seats.pop(seat, None)
             self.used = monotonic()
             self.manager.notify_scale_changed()
@@ -125,7 +137,10 @@ _STOPPED = "The manager was stopped meanwhile."
 
 
 async def take_seat(token: str, seat: int, spec: Spec, dask_worker: Any) -> Answer:
-    """Take a seat for the manager ``token``: ``()``, or ``FULL``, or ``FAILED`` and the error."""
+    """Take a seat for the manager ``token``: ``()``, or ``FULL``, or ``FAILED`` and the error.
+
+    Returns when its worker is ready.
+    """
     if token in _left:
         return FAILED, WorkerStartError(_STOPPED)
     threads = dask_worker.state.nthreads
@@ -137,9 +152,17 @@ async def take_seat(token: str, seat: int, spec: Spec, dask_worker: Any) -> Answ
             _agree_on_settings(spec)
             guest = _guests[token] = _Guest(spec, threads)
             guest.keep(_watch(token, guest))
-        guest.seats[seat] = _Seat()
-        await guest.manager.start()
-        guest.manager.notify_scale_changed()
+        taken = guest.seats[seat] = _Seat()
+        taken.task = asyncio.create_task(_lease(guest))
+        taken.lease = await taken.task
+        taken.task = None
+    except asyncio.CancelledError:
+        if guest is not None:
+            await guest.free(seat)
+        handler = asyncio.current_task()
+        if handler is not None and handler.cancelling():  # Dask's worker ends
+            raise
+        return FAILED, WorkerStartError(_STOPPED)
     except Exception as error:  # noqa: BLE001 - the server reports it
         if guest is not None:
             guest.seats.pop(seat, None)
@@ -150,6 +173,20 @@ async def take_seat(token: str, seat: int, spec: Spec, dask_worker: Any) -> Answ
     if _guests.get(token) is not guest or seat not in guest.seats:
         return FAILED, WorkerStartError(_STOPPED)
     return ()
+
+
+async def _lease(guest: _Guest) -> ExecutorLease:
+    """Lease a worker that is ready; ``WorkerStartError`` if none can be started."""
+    manager = guest.manager
+    await manager.start()
+    manager.notify_scale_changed()
+    while True:
+        try:
+            return await manager.acquire(workers=1, lease_seconds=math.inf, timeout=LOOK_SECONDS)
+        except LeaseTimeoutError:
+            trouble = manager.stats().last_start_error
+            if trouble is not None:
+                raise WorkerStartError(trouble) from None
 
 
 async def give_back(token: str, seat: int) -> Answer:
@@ -189,7 +226,10 @@ async def beat(token: str, seats: Collection[int], up_to: int) -> Answer:
 
 
 async def call(token: str, seat: int, number: int, frame: tuple[Any, ...]) -> Answer:
-    """Run one call; what ``perform`` returns, ``CANCELLED``, ``GONE``, or ``FAILED`` and why."""
+    """Run one call; ``CANCELLED``, ``GONE``, or ``FAILED`` and why, or what ``perform`` returns.
+
+    That together with whether the seat's worker takes no further call.
+    """
     guest = _guests.get(token)
     taken = guest.seats.get(seat) if guest is not None else None
     if guest is None or taken is None:
@@ -197,18 +237,20 @@ async def call(token: str, seat: int, number: int, frame: tuple[Any, ...]) -> An
     await taken.stop()  # what the server has lost sight of
     if number in guest.refused:
         return (CANCELLED,)
-    task = asyncio.create_task(guest.manager.run(perform, *frame))
+    if taken.lease is None:
+        return (GONE,)
+    task = asyncio.create_task(taken.lease.run(perform, *frame))
     taken.number, taken.task = number, task
     outcome: Answer
     try:
-        outcome = await task
+        outcome = (*await task, not taken.lease.ready)
     except asyncio.CancelledError:
         handler = asyncio.current_task()
         if handler is not None and handler.cancelling():  # Dask's worker ends
             task.cancel()
             raise
         outcome = (CANCELLED,)
-    except (LeasePoolNotStartedError, LeaseUnavailableError):
+    except (LeasePoolNotStartedError, LeaseExpiredError):
         outcome = (GONE,)  # it was dismissed
     except Exception as error:  # noqa: BLE001 - the caller gets it
         outcome = (FAILED, _of_ours(error))

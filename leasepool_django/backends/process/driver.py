@@ -584,7 +584,7 @@ class ProcessWorker(Worker):
             self.log(body, call)
             return
         if kind == wire.PROGRESS and call is not None and call.listener is not None:
-            self._pass_on(body, call.listener)
+            self._pass_on(body, call.listener, blocking=home is None)
             return
         if self.offence:
             return  # it is being killed, and what it says is not to be trusted
@@ -887,12 +887,15 @@ class ProcessWorker(Worker):
             return self._kill_error()
         return self._backend.crash(self, call)
 
-    def _pass_on(self, body: bytes | bytearray, listener: Listener) -> None:
+    def _pass_on(self, body: bytes | bytearray, listener: Listener, *, blocking: bool) -> None:
         """Let the caller hear what the function reports."""
         try:
             value = pickle.loads(body)
-        except Exception as error:  # noqa: BLE001 - the value's own code; no caller is at fault
-            self._host.hand_over(partial(_report_failed, error))
+        except BaseException as error:
+            main = threading.current_thread() is threading.main_thread()
+            if blocking and main and isinstance(error, KeyboardInterrupt):
+                raise
+            listener.cannot_read(error)
         else:
             listener.hear(value)
 
@@ -908,12 +911,6 @@ class ProcessWorker(Worker):
                 (context or Context()).run(target.handle, record)
         except Exception as error:  # noqa: BLE001 - a handler of the user's; no caller is at fault
             self._host.hand_over(partial(_log_failed, error))
-
-
-def _report_failed(error: Exception) -> None:
-    logging.getLogger("leasepool").error(
-        "what a worker reported cannot be unpickled here: %r", error, exc_info=error
-    )
 
 
 def _log_failed(error: Exception) -> None:

@@ -6,11 +6,14 @@ note. Standard library only: every worker imports this module.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["forget_frames", "leading_frames", "note", "without_notes"]
+__all__ = ["TBLIB", "forget_frames", "leading_frames", "note", "reducers", "without_notes"]
 
+TBLIB = "tblib.pickling_support"
 _DICT = BaseException.__dict__["__dict__"]
 _TRACEBACK = BaseException.__dict__["__traceback__"]
 
@@ -53,3 +56,20 @@ def leading_frames(exc: BaseException, modules: Collection[str]) -> int:
 def forget_frames(exc: BaseException) -> None:
     """Let go of the frames of ``exc``, and of the variables in them."""
     _TRACEBACK.__set__(exc, None)
+
+
+class _Reducers:
+    """What ``copyreg`` has registered, but for tblib's way of pickling exceptions.
+
+    That takes their frames along, which have been described already, and what chains them. It is
+    there for all exception classes once anything in the process has asked for it, as Dask does.
+    """
+
+    def __getitem__(self, cls: type) -> Any:
+        reducer = copyreg.dispatch_table[cls]
+        if getattr(reducer, "__module__", None) == TBLIB:
+            raise KeyError(cls)
+        return reducer
+
+
+reducers: Any = _Reducers()

@@ -15,7 +15,6 @@ by ``RemoteError`` alone. Standard library only at import: every worker imports 
 # ruff: noqa: BLE001
 from __future__ import annotations
 
-import copyreg
 import importlib
 import io
 import pickle
@@ -26,7 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import frames
-from .errors import note, without_notes
+from .errors import TBLIB, note, reducers, without_notes
 from .records import decode_record, encode_record
 from .texts import MAX_TEXT_CHARS, bounded, text_of, traceback_text, type_name
 
@@ -297,31 +296,13 @@ class _Unpickler(pickle.Unpickler):
         return self.member(pid)
 
 
-class _Reducers:
-    """What ``copyreg`` has registered, but for tblib's way of pickling exceptions.
-
-    That takes their frames along, which have been described already, and what chains them. It is
-    there for all exception classes once anything in the process has asked for it, as Dask does.
-    """
-
-    def __getitem__(self, cls: type) -> Any:
-        reducer = copyreg.dispatch_table[cls]
-        if getattr(reducer, "__module__", None) == _TBLIB:
-            raise KeyError(cls)
-        return reducer
-
-
-_TBLIB = "tblib.pickling_support"
-_reducers: Any = _Reducers()
-
-
 def _dumps(value: object, members: dict[int, int]) -> bytes:
-    if not members and _TBLIB not in sys.modules:
+    if not members and TBLIB not in sys.modules:
         return pickle.dumps(value, 5)
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, 5)
     pickler.members = members
-    pickler.dispatch_table = _reducers
+    pickler.dispatch_table = reducers
     pickler.dump(value)
     return buffer.getvalue()
 
