@@ -13,9 +13,9 @@ PY := $(VENV)/bin/python
 # Many tests wait for processes of their own: one more at a time than there are cores.
 TEST_PROCESSES ?= $(shell $(PY) -c 'import os; print(1 + \
   (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))')
-# Development mode without the debug mode of asyncio, which takes a fourth of the time: that is for
-# `make test-all`.
-TEST_MODE := PYTHONMALLOC=debug PYTHONFAULTHANDLER=1 PYTHONWARNINGS=default
+# Development mode without the debug modes of asyncio and of memory, which take a third of the time:
+# those are for `make test-all`.
+TEST_MODE := PYTHONFAULTHANDLER=1 PYTHONWARNINGS=default
 MATRIX := 3.11:5.2 3.12:6.0 3.13:6.1 3.14:6.1
 SOURCES := $(wildcard leasepool_django example_project tests benchmarks docs manage.py)
 TYPED := $(wildcard leasepool_django example_project tests benchmarks manage.py)

@@ -67,6 +67,8 @@ def _main(workers: str) -> None:
     with LocalCluster(
         n_workers=int(workers),
         threads_per_worker=1,
+        processes="DASK_TESTS_THREADS" not in os.environ,
+        protocol="tcp://",
         dashboard_address=None,
         silence_logs=False,
     ) as local:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,16 @@ def test_there_are_as_many_seats_as_threads(address: str) -> None:
     second.start_sync()  # when they have been given back
     assert second.run_sync(jobs.add, 1) == 1
     second.stop_sync(grace=0)
+
+
+def test_one_process_may_have_several_workers_of_dasks() -> None:
+    """Each has its own seats, and says so."""
+    with cluster(2, DASK_TESTS_THREADS="1") as threads, running(threads, 2) as manager:
+        with ThreadPoolExecutor() as callers:
+            began = time.monotonic()
+            list(callers.map(lambda _: manager.run_sync(time.sleep, 4.0), range(2)))
+            assert time.monotonic() - began < 8.0  # at the same time, and longer than beats take
+        assert manager.stats().workers_crashed == 0
 
 
 def test_a_cluster_of_another_project_is_refused(

@@ -323,9 +323,11 @@ class Cluster:
         client = self._client
         if client is None:
             return ConnectionError("There is no connection to Dask's scheduler.")
+        # One process may have several workers of Dask's.
+        token = f"{self.token}@{address}"
         try:
             said = await client.run(
-                function, self.token, *arguments, workers=[address], on_error="return"
+                function, token, *arguments, workers=[address], on_error="return"
             )
             return said[address]
         except asyncio.CancelledError as error:

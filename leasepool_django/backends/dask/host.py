@@ -3,12 +3,12 @@
 Dask brings the messages here; calls run in worker processes of our own, those of the ``process``
 backend, next to Dask's. So a call can be stopped, and a crash costs one call.
 
-The manager of a server, known by its ``token``, holds numbered *seats*: each is the right to have
-one call at a time here. There are as many as Dask's worker has threads. Messages may be lost, or
-overtake each other, so the server says every few seconds which seats it still has (``beat``):
-others are freed, with what runs on them, and all if nothing is heard any more. Everything here but
-``perform`` runs on the event loop of Dask's worker, and what stands between two ``await`` is done
-without interruption.
+The manager of a server, known by its ``token`` ("…@address of this worker of Dask's"), holds
+numbered *seats*: each is the right to have one call at a time here. There are as many as Dask's
+worker has threads. Messages may be lost, or overtake each other, so the server says every few
+seconds which seats it still has (``beat``): others are freed, with what runs on them, and all if
+nothing is heard any more. Everything here but ``perform`` runs on the event loop of Dask's worker,
+and what stands between two ``await`` is done without interruption.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ async def take_seat(token: str, seat: int, spec: Spec, dask_worker: Any) -> Answ
     if token in _left:
         return FAILED, WorkerStartError(_STOPPED)
     threads = dask_worker.state.nthreads
-    if sum(len(guest.seats) for guest in _guests.values()) >= threads:
+    here = "@" + token.partition("@")[2]
+    if sum(len(guest.seats) for who, guest in _guests.items() if who.endswith(here)) >= threads:
         return (FULL,)
     guest = _guests.get(token)
     try:
