@@ -148,8 +148,12 @@ def test_a_scheduler_that_is_not_there_is_named() -> None:
 
 
 def test_without_any_address_none_is_made_up() -> None:
-    with pytest.raises(WorkerStartError, match="Which Dask cluster"):
-        new_manager(backend="dask").start_sync()
+    manager = new_manager(backend="dask")
+    try:
+        with pytest.raises(WorkerStartError, match="Which Dask cluster"):
+            manager.start_sync()
+    finally:
+        manager.stop_sync(grace=0)
 
 
 def test_without_an_address_dasks_own_configuration_counts(address: str) -> None:
