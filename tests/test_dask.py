@@ -150,7 +150,10 @@ def test_a_scheduler_that_is_not_there_is_named() -> None:
 def test_without_any_address_none_is_made_up() -> None:
     manager = new_manager(backend="dask")
     try:
-        with pytest.raises(WorkerStartError, match="Which Dask cluster"):
+        with (
+            dask.config.set({"scheduler-address": None}),
+            pytest.raises(WorkerStartError, match="Which Dask cluster"),
+        ):
             manager.start_sync()
     finally:
         manager.stop_sync(grace=0)

@@ -34,6 +34,9 @@ from tests.process_jobs import echo, hold
 from tests.process_pools import ROOT, start_program
 from tests.waiting import wait_until
 
+# They wait for what takes seconds, and on a busy machine for seconds more.
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"DJANGO_SETTINGS_MODULE": "tests.settings"}
 
 

@@ -82,6 +82,7 @@ class Cluster:
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
         self._hosts: dict[str, _Host] = {}
+        self._asked: set[str] = set()  # where there may be something of this process
         self._failures: Counter[str] = Counter()
         self._beating: asyncio.Task[None] | None = None
         self._ended = False
@@ -156,6 +157,7 @@ class Cluster:
         self._latest = number = next(self._numbers)
         at = self._hosts.setdefault(address, _Host())
         at.seats.add(number)
+        self._asked.add(address)
         if self._beating is None:
             self._beating = asyncio.create_task(self._beat())
         taken = False
@@ -354,8 +356,14 @@ class Cluster:
         self._ended = True
         if self._beating is not None:
             self._beating.cancel()
-        hosts, self._hosts = self._hosts, {}
-        await asyncio.gather(*(self._within(_CLOSE_SECONDS, a, host.leave) for a in hosts))
+        self._hosts = {}
+        there = self._asked
+        try:
+            async with asyncio.timeout(_HEAR_SECONDS):
+                there = there & set(await self._listed())
+        except Exception as error:  # noqa: BLE001 - then each is tried
+            logger.debug("Dask's scheduler does not answer: %s", _told(error))
+        await asyncio.gather(*(self._within(_CLOSE_SECONDS, a, host.leave) for a in there))
         if self._client is not None:
             client, self._client = self._client, None
             await client.close(_CLOSE_SECONDS)
