@@ -76,6 +76,12 @@ def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
     return (pytest.mark.slow,) if name == "dask" else ()
 
 
+# Where calls are isolated, as parameters of a test.
+ISOLATED = [
+    pytest.param(name, marks=marks(name)) for name in KINDS if KINDS[name].flags.supports_isolation
+]
+
+
 @pytest.fixture(params=[pytest.param(name, marks=marks(name)) for name in KINDS])
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Run the test once with each backend."""

@@ -18,7 +18,7 @@ from leasepool_django import (
 )
 from tests import jobs
 from tests.conftest import LoopRunner
-from tests.contract.conftest import KINDS, Kind
+from tests.contract.conftest import ISOLATED, KINDS, Kind
 from tests.managers import wait_all_idle
 from tests.stage import Stage
 from tests.waiting import async_wait_until, wait_until
@@ -151,7 +151,7 @@ def test_what_is_no_plain_function_is_refused_before_it_is_sent(kind: Kind) -> N
         assert manager.stats().idle_workers == 1
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name].flags.supports_isolation])
+@pytest.mark.parametrize("name", ISOLATED)
 def test_a_result_that_cannot_travel_is_an_error_for_its_caller_only(name: str) -> None:
     with KINDS[name].running() as manager:
         before = manager.run_sync(jobs.whoami)

@@ -16,7 +16,7 @@ from leasepool_django import (
 )
 from tests import jobs
 from tests.conftest import LoopRunner
-from tests.contract.conftest import KINDS, Kind, marks
+from tests.contract.conftest import ISOLATED, KINDS, Kind
 from tests.managers import wait_all_idle
 from tests.stage import Stage
 from tests.waiting import async_wait_until, wait_until
@@ -132,14 +132,7 @@ def test_an_initializer_that_fails_fails_the_start_and_leaves_nothing(
     manager.stop_sync()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=marks(name))
-        for name in KINDS
-        if KINDS[name].flags.supports_isolation
-    ],
-)
+@pytest.mark.parametrize("name", ISOLATED)
 def test_a_crash_costs_one_call_where_calls_are_isolated(name: str, stage: Stage) -> None:
     async def main() -> None:
         other = asyncio.create_task(manager.run(jobs.hold, stage.folder, "other"))
