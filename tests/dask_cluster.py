@@ -11,13 +11,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import distributed  # noqa: F401 - first of all, see above
 
 from leasepool_django import LeasedExecutorManager
-from tests.managers import new_manager, wait_all_idle
+from tests import managers
 from tests.process_pools import ROOT
 
 for _cls, _reducer in list(copyreg.dispatch_table.items()):
@@ -50,15 +50,11 @@ def cluster(workers: int, **environment: str) -> Iterator[str]:
             process.wait(30)
 
 
-@contextmanager
-def running(address: str, workers: int = 1, **options: Any) -> Iterator[LeasedExecutorManager]:
-    manager = new_manager(workers, backend="dask", address=address, **options)
-    manager.start_sync()
-    try:
-        wait_all_idle(manager)
-        yield manager
-    finally:
-        manager.stop_sync(grace=0)
+def running(
+    address: str, workers: int = 1, **options: Any
+) -> AbstractContextManager[LeasedExecutorManager]:
+    """As ``managers.running``, with workers of the cluster at ``address``."""
+    return managers.running(workers, backend="dask", address=address, **options)
 
 
 def _main(workers: str) -> None:

@@ -18,6 +18,7 @@ from django.utils import timezone, translation
 
 from leasepool_django import (
     NotPicklableError,
+    UnsupportedBackendError,
     WorkerCrashedError,
     WorkerStartError,
     pools,
@@ -100,6 +101,8 @@ def test_errors_are_those_of_a_worker_here(address: str) -> None:
             manager.run_sync(lambda: 1)
         with pytest.raises(NotPicklableError, match=r"The result of .* cannot be sent back"):
             manager.run_sync(open, os.devnull)
+        with pytest.raises(UnsupportedBackendError, match="'dask' cannot tell on_progress"):
+            manager.options(on_progress=print).run_sync(jobs.add, 1)
         with pytest.raises(WorkerCrashedError) as crash:
             manager.run_sync(jobs.die, 3)
         assert (crash.value.function, crash.value.exitcode) == ("tests.jobs.die", 3)

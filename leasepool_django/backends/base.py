@@ -195,7 +195,7 @@ class Backend(ABC):
     ) -> Any:
         """Return what to send for a call, or raise before anything is sent.
 
-        ``listener`` hears what the function reports; where it cannot, ``UnsupportedBackendError``.
+        ``listener`` hears what the function reports: only given where ``supports_progress``.
         """
 
     @abstractmethod

@@ -20,12 +20,7 @@ from functools import cache, partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..exceptions import (
-    RemoteError,
-    UnsupportedBackendError,
-    WorkerCrashedError,
-    WorkerStartError,
-)
+from ..exceptions import RemoteError, WorkerCrashedError, WorkerStartError
 from ..worker import report_nothing, reporting, reports
 from .base import Backend, Host, Worker
 from .process.carriers import Carriers
@@ -193,13 +188,9 @@ class ExecutorClassBackend(Backend):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         *,
-        listener: Listener | None = None,
+        listener: Listener | None = None,  # noqa: ARG002 - of subclasses
     ) -> _Payload:
         """Refuse what no executor can run; nothing is copied."""
-        if listener is not None and not self.supports_progress:
-            raise UnsupportedBackendError(
-                f"The backend {self.name!r} cannot tell on_progress anything: use 'process'."
-            )
         if not callable(function):
             raise TypeError(f"A function is needed, not {type(function).__name__}.")
         inner = getattr(function, "func", function)  # functools.partial

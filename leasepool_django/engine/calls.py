@@ -15,7 +15,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ..exceptions import LeasePoolError, LeaseTimeoutError
+from ..exceptions import LeasePoolError, LeaseTimeoutError, UnsupportedBackendError
 from .answer import awaitable_on
 from .config import duration, positive_int
 from .coroutines import refuse_running_loop
@@ -48,6 +48,7 @@ class Calls:
         self._ensure_running = manager.ensure_running
         self._ensure_running_sync = manager.ensure_running_sync
         self._config = config
+        self._backend = backend
         self._encode = backend.encode
         self._supervisor = supervisor
         self._dispatcher = supervisor.dispatcher
@@ -148,6 +149,11 @@ class Calls:
         on_progress: OnProgress,
     ) -> Call:
         """A call whose function may say how far it is."""
+        if not self._backend.supports_progress:
+            raise UnsupportedBackendError(
+                f"The backend {self._backend.name!r} cannot tell on_progress anything: use "
+                "'process'."
+            )
         call = Call(home, fn, None, call_timeout)
         supervisor = self._supervisor
         call.listener = Listener(on_progress, home, call.function_name, supervisor.hand_over)

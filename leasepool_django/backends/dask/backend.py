@@ -20,7 +20,7 @@ from distributed import Security
 
 from ...engine.config import duration
 from ...engine.line import Call
-from ...exceptions import UnsupportedBackendError, WorkerCrashedError, WorkerStartError
+from ...exceptions import WorkerCrashedError, WorkerStartError
 from ..base import Backend, Host, Worker
 from ..process import wire
 from ..process.encoding import Encoder
@@ -34,7 +34,6 @@ from .host import CANCELLED, FAILED, SETTINGS, Spec
 if TYPE_CHECKING:
     from ...engine.config import ManagerConfig
     from ...engine.line import Slot
-    from ...engine.progress import Listener
 
 __all__ = ["DaskBackend"]
 
@@ -264,21 +263,6 @@ class DaskBackend(Encoder, Backend):
         self._workers: dict[Seat, DaskWorker] = {}
         self._open = False
         self.host: Host
-
-    def encode(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        listener: Listener | None = None,
-    ) -> bytes | Payload:
-        """See ``Encoder.encode``."""
-        if listener is not None:
-            raise UnsupportedBackendError(
-                "The backend 'dask' cannot tell on_progress anything: use 'process'."
-            )
-        return super().encode(function, args, kwargs)
 
     def frame(self, payload: bytes | Payload) -> tuple[Any, ...]:
         """The arguments of ``host.perform``."""
